@@ -1,0 +1,168 @@
+"""The run's append-only record of metrics and events: one file per attempt, never truncated. Torch-free.
+
+A file's first line is its head: `{"attempt": 2, "restored": 200, "time": ...}`; every other line is one entry
+`{"s": step, "t": milliseconds, "m": {"train/loss": 0.1}}` or `{"s": step, "t": ..., "e": "checkpoint", "d": {...}}`.
+An entry at step s was made by finishing step s (its state is the one after s steps).
+
+An entry *counts* if no later attempt restored below its step. It may be *shipped* once a valid checkpoint, or the
+run's end, covers its step: no fall-back after that can take it back, except to redo it with the same content.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHECKPOINT = "checkpoint"
+"""Event: a valid checkpoint at this step is on disk."""
+END = "end"
+"""Event: the run ended at this step; nothing follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of a journal."""
+
+    step: int
+    time_ms: int
+    """Milliseconds since the epoch; a replayed entry keeps its own."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    event: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+class JournalWriter:
+    """Appends entries for one attempt. Buffered: `flush` once a second from the loop, `sync` before a checkpoint."""
+
+    def __init__(self, directory: Path, *, attempt: int, restored_step: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file: io.BufferedWriter = open(directory / f"{attempt:04d}.jsonl", "xb", buffering=1 << 20)  # noqa: SIM115
+        self._write({"attempt": attempt, "restored": restored_step, "time": time.time()})
+        self.sync()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record scalars of one finished step."""
+        self._write({"s": step, "t": time.time_ns() // 1_000_000, "m": values})
+
+    def event(self, step: int, name: str, **detail: Any) -> None:
+        """Record something that happened, with JSON-able detail."""
+        self._write({"s": step, "t": time.time_ns() // 1_000_000, "e": name, "d": detail})
+
+    def flush(self) -> None:
+        """Hand the buffered lines to the operating system (readers see them; a power cut may lose them)."""
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make every line so far durable."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Make everything durable and close."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptJournal:
+    """One attempt's journal as read from disk."""
+
+    attempt: int
+    restored_step: int
+    entries: tuple[Entry, ...]
+
+
+def _parse(line: bytes) -> Entry | None:
+    try:
+        raw = json.loads(line)
+        metrics = {str(name): float(value) for name, value in raw.get("m", {}).items()}
+        return Entry(
+            step=int(raw["s"]), time_ms=int(raw["t"]), metrics=metrics, event=str(raw.get("e", "")), detail=raw.get("d", {})
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def read_attempt(path: Path) -> AttemptJournal | None:
+    """Read one file. A torn last line (no newline: the writer was killed) is left out; a file without a head is None."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    lines = content.split(b"\n")[:-1]  # what follows the last newline was torn
+    if not lines:
+        return None
+    try:
+        head = json.loads(lines[0])
+        attempt, restored = int(head["attempt"]), int(head["restored"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    entries = tuple(entry for line in lines[1:] if (entry := _parse(line)) is not None)
+    return AttemptJournal(attempt=attempt, restored_step=restored, entries=entries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """All attempts of a run, oldest first."""
+
+    attempts: tuple[AttemptJournal, ...]
+
+    def counting(self) -> Iterator[Entry]:
+        """Entries that count, in step order within the surviving history."""
+        ceiling = math.inf
+        kept: list[tuple[Entry, ...]] = []
+        for attempt in reversed(self.attempts):
+            kept.append(tuple(entry for entry in attempt.entries if entry.step <= ceiling))
+            ceiling = min(ceiling, attempt.restored_step)
+        for entries in reversed(kept):
+            yield from entries
+
+    @property
+    def covered_step(self) -> int:
+        """The last step that a valid checkpoint or the run's end covers; -1 when nothing is covered yet."""
+        return max((entry.step for entry in self.counting() if entry.event in (CHECKPOINT, END)), default=-1)
+
+    def shippable(self, after_step: int) -> list[Entry]:
+        """Counting entries with `after_step` < step <= covered step: what the tracker has not seen and may see."""
+        covered = self.covered_step
+        return [entry for entry in self.counting() if after_step < entry.step <= covered]
+
+
+def read_journal(directory: Path) -> Journal:
+    """Read every attempt's journal of a run; a missing directory is an empty journal."""
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".jsonl"))
+    except OSError:
+        return Journal(attempts=())
+    found = (read_attempt(directory / name) for name in names)
+    return Journal(attempts=tuple(attempt for attempt in found if attempt is not None))
+
+
+def last_entry(directory: Path) -> Entry | None:
+    """The newest whole entry of the newest attempt, reading only the file's tail (for progress)."""
+    try:
+        name = max((name for name in os.listdir(directory) if name.endswith(".jsonl")), default=None)
+        if name is None:
+            return None
+        with open(directory / name, "rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, size - 8192))
+            tail = handle.read()
+    except OSError:
+        return None
+    for line in reversed(tail.split(b"\n")[:-1]):
+        entry = _parse(line)
+        if entry is not None:
+            return entry
+    return None
