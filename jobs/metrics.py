@@ -1,0 +1,47 @@
+"""Which metrics each job kind writes, by name, with one line of meaning; torch-free and pydantic-free.
+
+A sweep's table may only name these, so that a misspelt metric is found before anything is queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+NOISE_SD = "_noise_sd"
+"""Suffix of a score's standard deviation over the evaluation's noise seeds."""
+
+SCORES: Mapping[str, str] = {
+    "eval/fg_ari": "adjusted Rand index over foreground pixels, mean over images",
+    "eval/ari": "adjusted Rand index over all pixels, mean over images",
+    "eval/mbo": "mean best overlap: per object the best slot's IoU, mean over objects, then images",
+    "eval/miou": "IoU under the best one-to-one matching of objects and slots",
+    "eval/corloc_mask": "share of images in which some object is found with IoU above 0.5",
+    "eval/recovery": "share of an image's objects found with IoU above 0.5, mean over images",
+    "eval/stripe": "share of the masks' variance that row or column means explain (degenerate stripes: near 1)",
+    "eval/mse": "mean squared reconstruction error",
+    "eval/fg_ari_single_object": "fg_ari over the images with exactly one object (each scores 0 or 1)",
+    "eval/fg_ari_multi_object": "fg_ari over the images with two objects or more",
+}
+"""Scores of an evaluation: each is a mean over noise seeds and has a `_noise_sd` companion."""
+
+METRICS: Mapping[str, Mapping[str, str]] = {
+    "count": {"count/value": "the counter's value: the number of finished steps"},
+    "prepare": {"prepare/records": "records written so far"},
+    "train": {
+        "train/loss": "the whole objective",
+        "train/mse": "mean squared reconstruction error of the batch",
+        "train/covariance": "covariance term before its weight",
+        "train/variance": "variance (standard deviation hinge) term before its weight",
+        "train/cosine": "cosine term before its weight",
+        "train/learning_rate": "learning rate of the step",
+        "train/grad_norm": "global gradient norm before clipping",
+        "valid/fg_ari": "fg_ari on the validation images",
+        "valid/mse": "mean squared reconstruction error on the validation images",
+    },
+    "evaluate": {
+        **SCORES,
+        **{name + NOISE_SD: f"standard deviation over noise seeds of: {meaning}" for name, meaning in SCORES.items()},
+        "eval/images": "number of images scored",
+    },
+}
+"""job kind -> metric -> meaning."""

@@ -1,0 +1,115 @@
+"""The grammar of a sweep's `table:` part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jobs.metrics import METRICS
+from orchestrator.sweep.document import Item, Reader, require
+from orchestrator.sweep.model import Axis, Step, Table, Value
+
+KEYS = ("rows", "columns", "value", "more", "paper", "paper_source", "protocol")
+VALUE_KEYS = ("metric", "scale", "digits", "better", "over", "step", "label")
+
+
+def read_table(reader: Reader, item: Item, axes: Mapping[str, Axis], pipeline: Mapping[str, Step]) -> Table | None:
+    """The table, or None when it has problems (all recorded)."""
+    before = len(reader.problems)
+    parts = reader.mapping(item, KEYS)
+    if not item.is_mapping:
+        return None
+    require(reader, item, parts, ("rows", "value"))
+    rows = reader.word(parts["rows"], "unknown axis", list(axes)) if "rows" in parts else None
+    has_columns = "columns" in parts and not parts["columns"].is_null
+    columns = reader.word(parts["columns"], "unknown axis", list(axes)) if has_columns else None
+    if rows is not None and rows == columns:
+        reader.problem(parts["columns"], "is also the axis of the rows")
+    value = _value(reader, parts["value"], axes, pipeline, None) if "value" in parts else None
+    more_items = reader.sequence(parts["more"], hint="write `more: [{metric: eval/mbo}]`") if "more" in parts else []
+    more = [_value(reader, entry, axes, pipeline, value) for entry in more_items]
+    if rows is not None and len(reader.problems) == before:
+        _check_axes(reader, item, parts, axes, (rows, columns), (value, *more))
+    paper = _paper(reader, parts["paper"], axes, rows, columns) if "paper" in parts and rows is not None else {}
+    source = (reader.text(parts["paper_source"]) if "paper_source" in parts else None) or ""
+    if paper and not source:
+        reader.problem(parts["paper"], "has no source", value="", hint="add `paper_source:`, where the numbers are printed")
+    protocol = (reader.text(parts["protocol"]) if "protocol" in parts else None) or ""
+    if len(reader.problems) > before or rows is None or value is None:
+        return None
+    kept = tuple(extra for extra in more if extra is not None)
+    return Table(rows=rows, columns=columns, value=value, more=kept, paper=paper, paper_source=source, protocol=protocol)
+
+
+def _value(
+    reader: Reader, item: Item, axes: Mapping[str, Axis], pipeline: Mapping[str, Step], main: Value | None
+) -> Value | None:
+    """One number of a cell; an entry of `more` takes over what it does not say from the main value."""
+    parts = reader.mapping(item, VALUE_KEYS)
+    if not item.is_mapping:
+        return None
+    require(reader, item, parts, ["metric"])
+    last = main.step if main is not None else (list(pipeline)[-1] if pipeline else "")
+    step = reader.word(parts["step"], "unknown step", list(pipeline)) if "step" in parts else last
+    over = main.over if main is not None else None
+    if "over" in parts:
+        over = None if parts["over"].is_null else reader.word(parts["over"], "unknown axis", list(axes))
+    metric = reader.text(parts["metric"]) if "metric" in parts else None
+    if metric is not None and step is not None and step in pipeline:
+        metric = _known_metric(reader, parts["metric"], metric, pipeline[step], pipeline)
+    scale = reader.number(parts["scale"]) if "scale" in parts else 1.0
+    digits = reader.integer(parts["digits"], least=0, most=12) if "digits" in parts else 2
+    better = reader.word(parts["better"], "unknown direction", ("higher", "lower")) if "better" in parts else "higher"
+    label = reader.text(parts["label"]) if "label" in parts else metric
+    if metric is None or step is None or scale is None or digits is None or better is None:
+        return None
+    return Value(metric=metric, step=step, scale=scale, digits=digits, better=better, over=over, label=label or metric)
+
+
+def _known_metric(reader: Reader, item: Item, metric: str, step: Step, pipeline: Mapping[str, Step]) -> str | None:
+    known = METRICS.get(step.job)
+    if known is None or metric in known:  # an unknown job is a problem of its own
+        return metric
+    owners = [other.name for other in pipeline.values() if metric in METRICS.get(other.job, {})]
+    if owners:
+        reader.problem(item, f"step `{step.name}` does not write this metric", hint=f"add `step: {owners[-1]}`")
+    else:
+        every = [name for other in pipeline.values() for name in METRICS.get(other.job, {})]
+        reader.unknown(item, f"unknown metric of step `{step.name}`", metric, list(known) if metric not in every else every)
+    return None
+
+
+def _check_axes(
+    reader: Reader,
+    item: Item,
+    parts: Mapping[str, Item],
+    axes: Mapping[str, Axis],
+    shown: tuple[str, str | None],
+    values: tuple[Value | None, ...],
+) -> None:
+    """Every axis with several options is rows, columns, or what a number runs over."""
+    for value in values:
+        if value is None:
+            continue
+        if value.over in shown and value.over is not None:
+            reader.problem(parts["value"], f"runs over `{value.over}`, which is an axis of the table", value=value.metric)
+        loose = [name for name, axis in axes.items() if name not in (*shown, value.over) and len(axis.options) > 1]
+        if loose:
+            names = ", ".join(f"`{name}`" for name in loose)
+            hint = "name it in `value.over`, make it the `columns`, or move it into another sweep"
+            reader.problem(item, f"axis {names} is neither rows, columns nor over", value=value.metric, hint=hint)
+
+
+def _paper(reader: Reader, item: Item, axes: Mapping[str, Axis], rows: str, columns: str | None) -> dict[str, dict[str, float]]:
+    """Published numbers; without columns a row holds its number directly, kept under the column ``."""
+    paper: dict[str, dict[str, float]] = {}
+    for row, row_item in reader.mapping(item, list(axes[rows].options)).items():
+        if columns is None:
+            found = reader.number(row_item)
+            if found is not None:
+                paper[row] = {"": found}
+            continue
+        numbers = {
+            column: reader.number(number) for column, number in reader.mapping(row_item, list(axes[columns].options)).items()
+        }
+        paper[row] = {column: number for column, number in numbers.items() if number is not None}
+    return paper

@@ -1,0 +1,54 @@
+"""The outside of a Hydra override: its key and its value as text, and which keys a sweep may not touch. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from orchestrator.errors import Problem
+
+_SHAPE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_$][A-Za-z0-9_$./\-@:\[\]]*)(?P<equals>=)?(?P<value>.*)")
+_HEAD = re.compile(r"[./@:\[]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """`sign key = value` with the value not yet read."""
+
+    sign: str
+    """`` (change), `+` (add), `++` (add or change) or `~` (delete)."""
+    key: str
+    value: str | None
+
+    @property
+    def head(self) -> str:
+        """The top-level name that the key starts with: `model` of `model.num_slots` and of `model/decoder`."""
+        return _HEAD.split(self.key, maxsplit=1)[0]
+
+
+def split(text: str) -> Override | None:
+    """Take an override apart; None when it has no such shape."""
+    found = _SHAPE.fullmatch(text)
+    if found is None:
+        return None
+    sign, value = found["sign"] or "", found["value"]
+    if found["equals"] is None:
+        return Override(sign=sign, key=found["key"], value=None) if sign == "~" and not value else None
+    return Override(sign=sign, key=found["key"], value=value)
+
+
+def shape_problem(text: str, where: str = "") -> Problem | None:
+    """What is wrong with an override before any configuration is looked at, or None."""
+    override = split(text)
+    if override is None:
+        allowed = "key=value, group=option, +key=value, ~key"
+        return Problem(
+            what="is not an override", where=where, value=text, allowed=allowed, hint="for example `optimizer.learning_rate=1e-3`"
+        )
+    if override.head == "hydra":
+        hint = "Slurm settings belong under `resources:`"
+        return Problem(what="sets Hydra itself, which is no part of a run", where=where, value=text, hint=hint)
+    if override.key == "kind" or override.key.startswith(("kind@", "kind.", "kind[", "kind:")):
+        hint = "a step's `job:` decides it"
+        return Problem(what="`kind` cannot be overridden", where=where, value=text, hint=hint)
+    return None

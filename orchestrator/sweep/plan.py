@@ -1,0 +1,320 @@
+"""Cells -> runs: every cell's pipeline resolved, validated, identified and merged by run id. Queues and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.spec import CountSpec, EvaluateSpec, PrepareSpec, TrainSpec, check_needs, parse_job_spec
+from orchestrator.errors import Problem, UserError
+from orchestrator.identity import canonical, id_of_canonical
+from orchestrator.lifecycle import RunState
+from orchestrator.sweep.compose import Composer
+from orchestrator.sweep.model import Cell, Step, Sweep
+from orchestrator.sweep.resources import merged
+
+JobSpec = CountSpec | PrepareSpec | TrainSpec | EvaluateSpec
+SHOWN_CELLS = 3
+SHOWN_PROBLEMS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the store already knows of a run."""
+
+    state: RunState
+    code_tree: str = ""
+    """Hash of the code snapshot that the run was frozen with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run of a sweep; it may serve many cells."""
+
+    id: str
+    kind: str
+    step: str
+    """The pipeline step that it belongs to (the first one, if several resolve to it)."""
+    spec: JobSpec
+    config: Mapping[str, Any]
+    """The resolved configuration as plain values."""
+    needs: Mapping[str, str]
+    """Kind of the needed run -> its id."""
+    resources: Mapping[str, Any]
+    """Values of the launcher's schema: its defaults with the step's own over them."""
+    known: Known | None = None
+    """None for a run that nobody has planned before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCell:
+    """A cell and the runs that fill it (none when it is cited)."""
+
+    cell: Cell
+    runs: Mapping[str, str]
+    """step name -> run id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What submitting a sweep would mean."""
+
+    sweep: Sweep
+    cells: tuple[PlannedCell, ...]
+    runs: Mapping[str, PlannedRun]
+    """run id -> run, needed runs first."""
+    code_tree: str = ""
+    """Hash of the code as it is now."""
+
+    @property
+    def new(self) -> tuple[PlannedRun, ...]:
+        """Runs that nobody has planned before."""
+        return tuple(run for run in self.runs.values() if run.known is None)
+
+    @property
+    def cached(self) -> tuple[PlannedRun, ...]:
+        """Runs that are done."""
+        return tuple(run for run in self.runs.values() if run.known is not None and run.known.state is RunState.DONE)
+
+    @property
+    def unfinished(self) -> tuple[PlannedRun, ...]:
+        """Runs that are known and not done: queued, running, failed ..."""
+        return tuple(run for run in self.runs.values() if run.known is not None and run.known.state is not RunState.DONE)
+
+    @property
+    def changed(self) -> tuple[PlannedRun, ...]:
+        """Known runs that were frozen with other code than the present one."""
+        if not self.code_tree:
+            return ()
+        return tuple(run for run in self.runs.values() if run.known is not None and run.known.code_tree != self.code_tree)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Resolved:
+    """One distinct configuration of a step."""
+
+    spec: JobSpec
+    config: dict[str, Any]
+    canonical: str
+
+
+@dataclass(kw_only=True)
+class _Faults:
+    """Distinct problems, each with the cells that have it."""
+
+    cells: dict[Problem, list[str]] = field(default_factory=dict)
+
+    def add(self, problem: Problem, cell: Cell) -> None:
+        self.cells.setdefault(problem, []).append(cell.name)
+
+    def worded(self) -> list[Problem]:
+        found: list[Problem] = []
+        for problem, cells in self.cells.items():
+            shown = "; ".join(dict.fromkeys(cells[:SHOWN_CELLS]))
+            more = f" and {len(cells) - SHOWN_CELLS} more" if len(cells) > SHOWN_CELLS else ""
+            hint = f"{problem.hint}; in cell {shown}{more}" if problem.hint else f"in cell {shown}{more}"
+            found.append(Problem(what=problem.what, where=problem.where, value=problem.value, allowed=problem.allowed, hint=hint))
+        return found
+
+
+def plan(
+    sweep: Sweep,
+    cells: Sequence[Cell],
+    composer: Composer,
+    *,
+    content: Callable[[str], str],
+    existing: Callable[[str], Known | None],
+    code_tree: str = "",
+) -> Plan:
+    """Resolve every cell into runs.
+
+    `content`: path of a data file -> sha256 of its content; raises UserError when the file is missing.
+    `existing`: run id -> what the store knows, or None.
+    Raises UserError with all distinct problems, each with the cells that have it.
+    """
+    work = _Planning(sweep=sweep, composer=composer, content=content, existing=existing)
+    overrides = dict.fromkeys(text for cell in cells for text in cell.overrides)
+    work.check_overrides(list(overrides))
+    planned = [work.cell(cell) for cell in cells]
+    problems = work.problems + work.faults.worded()
+    problems += [] if problems else _twins(sweep, planned)
+    if len(problems) > SHOWN_PROBLEMS:
+        rest = len(problems) - SHOWN_PROBLEMS
+        problems = [*problems[:SHOWN_PROBLEMS], Problem(what=f"and {rest} more problems", where=sweep.path)]
+    if problems:
+        raise UserError(*problems)
+    return Plan(sweep=sweep, cells=tuple(planned), runs=work.runs, code_tree=code_tree)
+
+
+@dataclass(kw_only=True)
+class _Planning:
+    """The state of one `plan` call."""
+
+    sweep: Sweep
+    composer: Composer
+    content: Callable[[str], str]
+    existing: Callable[[str], Known | None]
+    runs: dict[str, PlannedRun] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    faults: _Faults = field(default_factory=_Faults)
+    _resolved: dict[tuple[str, tuple[str, ...]], _Resolved | tuple[Problem, ...]] = field(default_factory=dict)
+    _contents: dict[str, str | tuple[Problem, ...]] = field(default_factory=dict)
+    _bad: set[str] = field(default_factory=set)
+    _resources: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def check_overrides(self, overrides: Sequence[str]) -> None:
+        """Record each override that fits no step at all, once."""
+        jobs = [step.job for step in self.sweep.pipeline.values()]
+        places = [(text, jobs) for text in overrides]
+        places += [(text, [step.job]) for step in self.sweep.pipeline.values() for text in step.set]
+        for text, at in places:
+            problem = self.composer.override_problem(text, at)
+            if problem is not None:
+                self._bad.add(text)
+                self.problems.append(_at(problem, locate(self.sweep, text)))
+        launcher = self.composer.launcher()
+        self._resources = {step: merged(launcher, self.sweep.resources.get(step, {})) for step in self.sweep.pipeline}
+
+    def cell(self, cell: Cell) -> PlannedCell:
+        """Resolve one cell; its problems are recorded."""
+        ids: dict[str, str] = {}
+        if cell.cite is None and not any(text in self._bad for text in cell.overrides):
+            resolved: dict[str, _Resolved] = {}
+            for step in self.sweep.pipeline.values():
+                if not self._step(cell, step, resolved, ids):
+                    break
+        return PlannedCell(cell=cell, runs=ids)
+
+    def _step(self, cell: Cell, step: Step, resolved: dict[str, _Resolved], ids: dict[str, str]) -> bool:
+        found = self._resolve(cell, step)
+        if isinstance(found, tuple):
+            for problem in found:
+                self.faults.add(problem, cell)
+            return False
+        resolved[step.name] = found
+        needs = {self.sweep.pipeline[need].job: ids[need] for need in step.needs}
+        run_id = id_of_canonical(step.job, found.canonical, needs)
+        ids[step.name] = run_id
+        if run_id not in self.runs:
+            specs = {self.sweep.pipeline[need].job: resolved[need].spec for need in step.needs}
+            for sentence in check_needs(found.spec, specs):
+                self.faults.add(Problem(what=sentence, where=f"{self.sweep.path}: {step.name}"), cell)
+            self.runs[run_id] = PlannedRun(
+                id=run_id,
+                kind=step.job,
+                step=step.name,
+                spec=found.spec,
+                config=found.config,
+                needs=needs,
+                resources=self._resources[step.name],
+                known=self.existing(run_id),
+            )
+        return True
+
+    def _resolve(self, cell: Cell, step: Step) -> _Resolved | tuple[Problem, ...]:
+        reaches, job = self.composer.reaches, step.job
+        overrides = (*(text for text in cell.overrides if reaches(job, text)), *step.set)
+        known = self._resolved.get((step.name, overrides))
+        if known is None:
+            known = self._resolved[step.name, overrides] = self._resolve_new(step, overrides)
+        return known
+
+    def _resolve_new(self, step: Step, overrides: tuple[str, ...]) -> _Resolved | tuple[Problem, ...]:
+        if any(text in self._bad for text in step.set):
+            return ()
+        try:
+            config = self.composer.compose(step.job, overrides)
+        except UserError as error:
+            return tuple(_at(problem, f"{locate(self.sweep, problem.value)}: {step.name}") for problem in error.problems)
+        missing = self._fill_content(config, step)
+        if missing:
+            return missing
+        try:
+            spec = parse_job_spec(config)
+        except ValidationError as error:
+            return _invalid(self.sweep, step, config, error)
+        return _Resolved(spec=spec, config=config, canonical=canonical(spec))
+
+    def _fill_content(self, config: dict[str, Any], step: Step) -> tuple[Problem, ...]:
+        """Make the data file's path absolute and put its hash beside it; the problems of a file that cannot be used.
+
+        A job starts in its run directory, where a path relative to the user's would lead nowhere.
+        """
+        data = config.get("data")
+        if not isinstance(data, dict) or not isinstance(data.get("path"), str):
+            return ()
+        path, pinned = str(Path(data["path"]).expanduser().absolute()), data.get("content")
+        if path not in self._contents:
+            try:
+                self._contents[path] = self.content(path)
+            except UserError as error:
+                where = f"{self.sweep.path}: {step.name}: data.path"
+                self._contents[path] = tuple(_at(problem, where) for problem in error.problems)
+        found = self._contents[path]
+        if isinstance(found, tuple):
+            return found
+        if pinned not in (None, found):
+            where = f"{self.sweep.path}: {step.name}: data.content"
+            what = f"the file {path} has other content than the one asked for"
+            return (Problem(what=what, where=where, value=str(pinned), allowed=found, hint="leave data.content at null"),)
+        data["path"], data["content"] = path, found
+        return ()
+
+
+def _at(problem: Problem, where: str) -> Problem:
+    """The same problem with a place, in front of one that it has already."""
+    placed = f"{where}: {problem.where}" if problem.where else where
+    return Problem(what=problem.what, where=placed, value=problem.value, allowed=problem.allowed, hint=problem.hint)
+
+
+def locate(sweep: Sweep, override: str) -> str:
+    """`file:line` of an override in the sweep's text, `--set` when it is not from the file."""
+    sets = [sweep.base, *(rule.set for rule in sweep.where), *(step.set for step in sweep.pipeline.values())]
+    sets += [option.set for axis in sweep.axes.values() for option in axis.options.values()]
+    if not any(override in found for found in sets):
+        return sweep.path if " " in override else "--set"
+    key = override.partition("=")[0]
+    lines = sweep.text.splitlines()
+    for needle in (override, f"key: {key}", key):
+        for number, line in enumerate(lines, start=1):
+            if needle in line.partition(" #")[0] and not line.lstrip().startswith("#"):
+                return f"{sweep.path}:{number}"
+    return sweep.path
+
+
+def _invalid(sweep: Sweep, step: Step, config: Mapping[str, Any], error: ValidationError) -> tuple[Problem, ...]:
+    """pydantic's errors with the path as a user writes it (without the tags of unions) and the value."""
+    problems: list[Problem] = []
+    for found in error.errors(include_url=False, include_context=False):
+        at: Any = config
+        path: list[str] = []
+        for part in found["loc"]:
+            if isinstance(at, dict) and part not in at and at.get("kind") == part:
+                continue
+            at = at.get(part) if isinstance(at, dict) else (at[part] if isinstance(at, list) and isinstance(part, int) else None)
+            path.append(str(part))
+        where = f"{sweep.path}: {step.name}: {'.'.join(path)}" if path else f"{sweep.path}: {step.name}"
+        shown = found["input"]
+        value = "" if isinstance(shown, dict) else repr(shown) if isinstance(shown, str) else str(shown)
+        what = found["msg"].removeprefix("Value error, ")
+        problems.append(Problem(what=what[:1].lower() + what[1:], where=where, value=value))
+    return tuple(problems)
+
+
+def _twins(sweep: Sweep, cells: Sequence[PlannedCell]) -> list[Problem]:
+    """Cells that would show the same runs: an axis that changes nothing, or an option given twice."""
+    first: dict[tuple[str, ...], str] = {}
+    problems: list[Problem] = []
+    for planned in cells:
+        if planned.cell.cite is not None:
+            continue
+        name, runs = planned.cell.name, tuple(planned.runs.values())
+        other = first.setdefault(runs, name)
+        if other != name:
+            hint = "give the options different settings, or skip one of the cells"
+            problems.append(Problem(what="two cells with one config", where=sweep.path, value=f"{other} and {name}", hint=hint))
+    return problems

@@ -1,0 +1,73 @@
+"""The words of `resources:`: the fields of hydra-submitit-launcher's Slurm schema, with their types. Pure."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from orchestrator.sweep.document import Item, Reader
+
+RESERVED = frozenset({"_target_", "submitit_folder", "name", "stderr_to_stdout", "max_num_timeout"})
+"""Fields of the schema that `orch` decides itself: names carry tokens, and retries go by cause, not by count."""
+AT_LEAST_ONE = frozenset({"timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "array_parallelism", "mem_gb"})
+MOST = 10_000_000
+"""Larger than any sensible count, minute or gigabyte."""
+
+
+@cache
+def vocabulary() -> Mapping[str, Any]:
+    """Resource key -> its annotated type. Imports the launcher plugin (0.2 s), hence only when first asked."""
+    from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf  # type: ignore[import-untyped]  # the plugin ships no types
+
+    hints = typing.get_type_hints(SlurmQueueConf)
+    return {name: hint for name, hint in sorted(hints.items()) if name not in RESERVED}
+
+
+def read_resources(reader: Reader, item: Item) -> dict[str, Any]:
+    """One step's resources, each key and type checked against the launcher's schema."""
+    words = vocabulary()
+    read: dict[str, Any] = {}
+    for key, value in reader.mapping(item, list(words)).items():
+        hint = words[key]
+        variants = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        if value.is_null:
+            if type(None) in variants:
+                read[key] = None
+            else:
+                reader.problem(value, "may not be null", allowed=_named(hint))
+            continue
+        kind = next(variant for variant in variants if variant is not type(None))
+        found = _read(reader, value, key, kind)
+        if found is not None:
+            read[key] = found
+    return read
+
+
+def _read(reader: Reader, item: Item, key: str, kind: Any) -> Any:
+    if kind is int:
+        return reader.integer(item, least=1 if key in AT_LEAST_ONE else 0, most=MOST)
+    if kind is bool:
+        return reader.boolean(item)
+    if kind is str:
+        return reader.text(item)
+    if typing.get_origin(kind) is list:
+        lines = [reader.text(entry) for entry in reader.sequence(item, hint=f"write `{key}: [command, ...]`")]
+        return [line for line in lines if line is not None]
+    return reader.plain(item) if item.is_mapping else reader.mapping(item) or None
+
+
+def _named(hint: Any) -> str:
+    return str(getattr(hint, "__name__", hint))
+
+
+def merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Launcher defaults with a step's own values over them; `setup` lines are appended, parameters are merged."""
+    result = {**defaults, **own}
+    if own.get("setup") and defaults.get("setup"):
+        result["setup"] = [*defaults["setup"], *(line for line in own["setup"] if line not in defaults["setup"])]
+    if own.get("additional_parameters") and defaults.get("additional_parameters"):
+        result["additional_parameters"] = {**defaults["additional_parameters"], **own["additional_parameters"]}
+    return result
