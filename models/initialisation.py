@@ -1,0 +1,116 @@
+"""Owns the initial weights: every layer is built here from one generator, and the global random state is never used.
+
+Two schemes. `covloss`: torch's default distributions. `reference`: Keras' (official slot attention): glorot-uniform
+kernels, orthogonal recurrent kernel, zero biases. Draws happen in construction order, so one seed gives one model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, assert_never
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+Scheme = Literal["reference", "covloss"]
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Builds layers whose parameters are drawn from `generator` (a CPU generator) by `scheme`."""
+
+    scheme: Scheme
+    generator: torch.Generator
+
+    def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+        """Dense layer."""
+        layer = _unfilled(nn.Linear, inputs, outputs, bias=bias)
+        self._fill(layer.weight, layer.bias, fan_in=inputs, fan_out=outputs)
+        return layer
+
+    def conv(self, inputs: int, outputs: int, kernel_size: int) -> nn.Conv2d:
+        """Stride-1 convolution that keeps the image size."""
+        layer = _unfilled(nn.Conv2d, inputs, outputs, kernel_size, padding="same")
+        self._fill(layer.weight, layer.bias, fan_in=inputs * kernel_size**2, fan_out=outputs * kernel_size**2)
+        return layer
+
+    def mirrored_conv(self, inputs: int, outputs: int, kernel_size: int) -> nn.Conv2d:
+        """A stride-1 transposed convolution, held as the convolution with the flipped kernel that equals it.
+
+        torch takes a transposed convolution's fan-in from its *output* channels, and so does this.
+        """
+        layer = _unfilled(nn.Conv2d, inputs, outputs, kernel_size, padding="same")
+        self._fill(layer.weight, layer.bias, fan_in=outputs * kernel_size**2, fan_out=inputs * kernel_size**2)
+        return layer
+
+    def doubling_conv(self, inputs: int, outputs: int, kernel_size: int) -> nn.ConvTranspose2d:
+        """Stride-2 transposed convolution that exactly doubles the image size."""
+        layer = _unfilled(
+            nn.ConvTranspose2d,
+            inputs,
+            outputs,
+            kernel_size,
+            stride=2,
+            padding=(kernel_size - 1) // 2,
+            output_padding=kernel_size % 2,
+        )
+        self._fill(layer.weight, layer.bias, fan_in=outputs * kernel_size**2, fan_out=inputs * kernel_size**2)
+        return layer
+
+    @torch.no_grad()
+    def gru_cell(self, inputs: int, hidden: int) -> nn.GRUCell:
+        """GRU with two biases (torch's equations; Keras' `reset_after` form)."""
+        cell = _unfilled(nn.GRUCell, inputs, hidden)
+        match self.scheme:
+            case "covloss":
+                for parameter in cell.parameters():
+                    self._uniform(parameter, 1 / math.sqrt(hidden))
+            case "reference":
+                self._uniform(cell.weight_ih, math.sqrt(6 / (inputs + 3 * hidden)))
+                nn.init.orthogonal_(cell.weight_hh, generator=self.generator)
+                cell.bias_ih.zero_()
+                cell.bias_hh.zero_()
+            case _:
+                assert_never(self.scheme)
+        return cell
+
+    @torch.no_grad()
+    def slot_prior(self, slot_size: int) -> tuple[nn.Parameter, nn.Parameter]:
+        """`mu` and `log_sigma` of the initial slots, each of shape [D]."""
+        mu, log_sigma = torch.empty(slot_size), torch.empty(slot_size)
+        match self.scheme:
+            case "covloss":
+                mu.normal_(generator=self.generator)
+                log_sigma.uniform_(generator=self.generator)
+            case "reference":
+                self._uniform(mu, math.sqrt(6 / (1 + slot_size)))
+                self._uniform(log_sigma, math.sqrt(6 / (1 + slot_size)))
+            case _:
+                assert_never(self.scheme)
+        return nn.Parameter(mu), nn.Parameter(log_sigma)
+
+    @torch.no_grad()
+    def _fill(self, weight: Tensor, bias: Tensor | None, *, fan_in: int, fan_out: int) -> None:
+        match self.scheme:
+            case "covloss":
+                self._uniform(weight, 1 / math.sqrt(fan_in))
+                if bias is not None:
+                    self._uniform(bias, 1 / math.sqrt(fan_in))
+            case "reference":
+                self._uniform(weight, math.sqrt(6 / (fan_in + fan_out)))
+                if bias is not None:
+                    bias.zero_()
+            case _:
+                assert_never(self.scheme)
+
+    def _uniform(self, tensor: Tensor, bound: float) -> None:
+        tensor.uniform_(-bound, bound, generator=self.generator)
+
+
+def _unfilled(kind: type[Layer], *sizes: int, **options: Any) -> Layer:
+    """A layer with uninitialised parameters: its constructor would draw from the global random state."""
+    layer: Layer = skip_init(kind, *sizes, **options)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    return layer

@@ -1,0 +1,134 @@
+"""Owns the segmentation scores: every one a pure function of one contingency table (metrics.md 0-2), per image.
+
+Row 0 of a table is the background. A score that an image does not define (no object, no valid pixel) is NaN: average
+with `nanmean` and say how many were left out.
+
+Legend: B images, H x W pixels, C labels (0 = background), K predicted segments.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int, Integer
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # scipy ships no annotations
+from torch import Tensor
+
+OVERLAP_THRESHOLD = 0.5
+"""An object counts as found when its best IoU is strictly above this."""
+NO_VARIANCE = 1e-12
+"""Summed mask variance below which masks count as constant."""
+
+
+def contingency(
+    labels_BHW: Integer[Tensor, "B H W"],
+    predictions_BHW: Integer[Tensor, "B H W"],
+    *,
+    num_labels: int,
+    num_predictions: int,
+    valid: Bool[Tensor, "B H W"] | None = None,
+) -> Int[Tensor, "B C K"]:
+    """Exact int64 counts of pixels by (label, prediction); pixels that are not `valid` are counted nowhere.
+
+    Raises ValueError for an id outside 0 .. number - 1 (also on a void pixel of the predictions or labels).
+    """
+    for name, ids, number in (("label", labels_BHW, num_labels), ("prediction", predictions_BHW, num_predictions)):
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < number:
+            raise ValueError(f"{name} ids run from {int(ids.min())} to {int(ids.max())}, allowed are 0 to {number - 1}")
+    batch = labels_BHW.shape[0]
+    cells = batch * num_labels * num_predictions
+    image_B11 = torch.arange(batch, device=labels_BHW.device)[:, None, None]
+    cell_BHW = (image_B11 * num_labels + labels_BHW.long()) * num_predictions + predictions_BHW.long()
+    if valid is not None:
+        cell_BHW = torch.where(valid, cell_BHW, cells)  # one bin more for void pixels: no data-dependent shape
+    counts = torch.bincount(cell_BHW.flatten(), minlength=cells + 1)[:cells]
+    return counts.view(batch, num_labels, num_predictions)
+
+
+def ari(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, " B"]:
+    """Adjusted Rand index (Hubert and Arabie 1985) over all labels, background included; NaN without pixels.
+
+    Where the index is 0 / 0 (one cluster on both sides, or singletons on both) it is 1.
+    """
+    pairs_B = _pairs(counts_BCK).sum(dim=(1, 2))
+    label_pairs_B = _pairs(counts_BCK.sum(dim=2)).sum(dim=1)
+    predicted_pairs_B = _pairs(counts_BCK.sum(dim=1)).sum(dim=1)
+    total_B = counts_BCK.sum(dim=(1, 2))
+    all_pairs_B = _pairs(total_B)
+    alike_B = (label_pairs_B == predicted_pairs_B) & ((label_pairs_B == 0) | (label_pairs_B == all_pairs_B))
+    expected_B = label_pairs_B.double() * (predicted_pairs_B.double() / all_pairs_B.clamp(min=1).double())
+    largest_B = (label_pairs_B.double() + predicted_pairs_B.double()) / 2
+    index_B = torch.where(alike_B, 1.0, (pairs_B.double() - expected_B) / (largest_B - expected_B))
+    return torch.where(total_B == 0, torch.nan, index_B)
+
+
+def fg_ari(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, " B"]:
+    """ARI over the pixels of objects; NaN for an image without objects. With one object it can only be 0 or 1."""
+    return ari(counts_BCK[:, 1:])
+
+
+def object_counts(counts_BCK: Int[Tensor, "B C K"]) -> Int[Tensor, " B"]:
+    """How many objects an image shows: labels other than background with at least one valid pixel."""
+    return _present(counts_BCK).sum(dim=1)
+
+
+def best_overlap(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, " B"]:
+    """mBO of an image: best IoU of each object with any segment, not exclusive, averaged over objects."""
+    return _mean_over_objects(object_iou(counts_BCK).amax(dim=2), counts_BCK)
+
+
+def hungarian_miou(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, " B"]:
+    """IoU under the one-to-one matching of objects and segments that maximises it; an unmatched object counts 0."""
+    iou_BCK = object_iou(counts_BCK)
+    matched = [float(iou_CK[linear_sum_assignment(iou_CK, maximize=True)].sum()) for iou_CK in iou_BCK.cpu().numpy()]
+    total_B = torch.tensor(matched, dtype=torch.float64, device=counts_BCK.device)
+    objects_B = object_counts(counts_BCK)
+    return torch.where(objects_B > 0, total_B / objects_B, torch.nan)
+
+
+def corloc(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, " B"]:
+    """1 if some object has an IoU above one half with some segment, else 0 (the mask form of CorLoc)."""
+    found_B = ((object_iou(counts_BCK) > OVERLAP_THRESHOLD) & _present(counts_BCK)[:, :, None]).flatten(1).any(dim=1)
+    return torch.where(object_counts(counts_BCK) > 0, found_B.double(), torch.nan)
+
+
+def recovery(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, " B"]:
+    """Share of an image's objects with an IoU above one half with some segment."""
+    return _mean_over_objects((object_iou(counts_BCK).amax(dim=2) > OVERLAP_THRESHOLD).double(), counts_BCK)
+
+
+def object_iou(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, "B C-1 K"]:
+    """IoU of each object with each segment; background pixels count in a segment's area. Absent objects have 0."""
+    labels_BC1 = counts_BCK.sum(dim=2, keepdim=True)[:, 1:]
+    segments_B1K = counts_BCK.sum(dim=1, keepdim=True)
+    both_BCK = counts_BCK[:, 1:]
+    return both_BCK.double() / (labels_BC1 + segments_B1K - both_BCK).clamp(min=1)
+
+
+def stripe(masks_BKHW: Float[Tensor, "B K H W"]) -> Float[Tensor, " B"]:
+    """How striped an image's masks are: the share of their variance that row means or column means explain.
+
+    For slot k let v_k be the variance of its mask over all pixels, r_k the variance of its H row means and c_k that of
+    its W column means. The score is sum_k max(r_k, c_k) / sum_k v_k, so a slot weighs by its variance: 1 when every
+    mask depends on the row alone or on the column alone (each slot may choose its own), about 1 / H for noise, small
+    for blobs (a centred square with side f of the image: f / (1 + f)). NaN when no mask varies.
+    """
+    masks = masks_BKHW.double()
+    variance_B = masks.var(dim=(2, 3), correction=0).sum(dim=1)
+    rows_BK = masks.mean(dim=3).var(dim=2, correction=0)
+    columns_BK = masks.mean(dim=2).var(dim=2, correction=0)
+    return torch.where(variance_B > NO_VARIANCE, torch.maximum(rows_BK, columns_BK).sum(dim=1) / variance_B, torch.nan)
+
+
+def _pairs(counts: Tensor) -> Tensor:
+    """Ordered pairs of different pixels, n (n - 1)."""
+    return counts * (counts - 1)
+
+
+def _present(counts_BCK: Tensor) -> Tensor:
+    return counts_BCK[:, 1:].sum(dim=2) > 0
+
+
+def _mean_over_objects(score_BC: Tensor, counts_BCK: Tensor) -> Tensor:
+    """Mean over the objects that are there; 0 / 0 is NaN."""
+    present_BC = _present(counts_BCK)
+    return (score_BC * present_BC).sum(dim=1) / present_BC.sum(dim=1)
