@@ -8,7 +8,7 @@ By hand, for trying things:
 
 Partitions, all over the same nodes: `low` (preemptible: PreemptMode and GraceTime as asked), `low_cancel`
 (PreemptMode=CANCEL), `low_nograce` (GraceTime=0), `high` (takes the nodes of the others), `short` (as `low`, for jobs of
-at most one minute) and `hold` (INACTIVE: queues everything, starts nothing).
+at most one minute) and `hold` (State=DOWN: queues everything, starts nothing).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NEEDED_FOR_ACCOUNTING = ("slurmdbd", "sacct", "sacctmgr", "mariadbd", "mariadb-i
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/local/sbin"])
 
 
-class ClusterFailure(RuntimeError):
+class PrivateClusterError(RuntimeError):
     """The private cluster did not do what a test needs of it; carries the ends of the logs."""
 
 
@@ -70,7 +70,7 @@ def missing_programs(accounting: bool = True) -> list[str]:
 def _program(name: str) -> str:
     found = shutil.which(name, path=SEARCH)
     if found is None:
-        raise ClusterFailure(f"{name} is not installed: apt-get install slurm-wlm slurmdbd mariadb-server")
+        raise PrivateClusterError(f"{name} is not installed: apt-get install slurm-wlm slurmdbd mariadb-server")
     return found
 
 
@@ -112,10 +112,10 @@ class SlurmCluster:
         return kept | {"SLURM_CONF": str(self.conf), "PATH": SEARCH}
 
     def start(self) -> SlurmCluster:
-        """Start everything; raises ClusterFailure with the logs when it does not come up, and then stops it again."""
+        """Start everything; raises PrivateClusterError with the logs when it does not come up, and then stops it again."""
         missing = missing_programs(self.options.accounting)
         if missing:
-            raise ClusterFailure(f"missing programs: {', '.join(missing)}")
+            raise PrivateClusterError(f"missing programs: {', '.join(missing)}")
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
             if self.options.accounting:
@@ -230,7 +230,7 @@ class SlurmCluster:
             if answer.returncode == 0 or not check:
                 return answer
             if time.monotonic() >= deadline:
-                raise ClusterFailure(f"{' '.join(command)}: exit {answer.returncode}\n{answer.stderr}{self._logs()}")
+                raise PrivateClusterError(f"{' '.join(command)}: exit {answer.returncode}\n{answer.stderr}{self._logs()}")
             time.sleep(0.2)
 
     def until(self, fact: Callable[[], object], timeout_s: float, otherwise: str) -> None:
@@ -238,7 +238,7 @@ class SlurmCluster:
         deadline = time.monotonic() + timeout_s
         while not fact():
             if time.monotonic() > deadline:
-                raise ClusterFailure(f"{otherwise} (waited {timeout_s:.0f} s){self._logs()}")
+                raise PrivateClusterError(f"{otherwise} (waited {timeout_s:.0f} s){self._logs()}")
             time.sleep(0.05)
 
     def sbatch(self, script: str, *options: str, partition: str = "low") -> str:
@@ -249,7 +249,7 @@ class SlurmCluster:
             [_program("sbatch"), *defaults, *options], input=text, capture_output=True, text=True, env=self.env, timeout=60
         )
         if answer.returncode != 0:
-            raise ClusterFailure(f"sbatch: exit {answer.returncode}\n{answer.stderr}")
+            raise PrivateClusterError(f"sbatch: exit {answer.returncode}\n{answer.stderr}")
         return answer.stdout.strip().split(";")[0]
 
     def show(self, job: str) -> dict[str, str]:
@@ -272,8 +272,8 @@ class SlurmCluster:
 
         try:
             self.until(arrived, timeout_s, f"job {job} did not reach {sorted(states)}")
-        except ClusterFailure as failure:
-            raise ClusterFailure(f"{failure}\nlast seen: {seen[-1]!r}: {self.show(job)}") from None
+        except PrivateClusterError as failure:
+            raise PrivateClusterError(f"{failure}\nlast seen: {seen[-1]!r}: {self.show(job)}") from None
         return seen[-1]
 
     # --- mischief -------------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ class SlurmCluster:
         """Let a high-priority job take all nodes; returns when the victim has left RUNNING and nothing blocks it."""
         before = self.show(job)
         if before.get("JobState") != "RUNNING":
-            raise ClusterFailure(f"job {job} is {before.get('JobState', 'unknown')}, not RUNNING: nothing to evict")
+            raise PrivateClusterError(f"job {job} is {before.get('JobState', 'unknown')}, not RUNNING: nothing to evict")
         taker = self.sbatch("sleep 600", f"--nodes={len(self.nodes)}", "--exclusive", "--job-name=taker", partition="high")
         try:
             self.until(
@@ -422,7 +422,7 @@ def _slurm_conf(here: Path, options: Options, nodes: Sequence[str], ports: Seque
         f"PartitionName=low_nograce {over} PriorityTier=1 PreemptMode=REQUEUE GraceTime=0",
         f"PartitionName=short Nodes={','.join(nodes)} MaxTime=1 DefaultTime=1 PriorityTier=1 PreemptMode=REQUEUE {grace}",
         f"PartitionName=high {over} PriorityTier=10 PreemptMode=OFF",
-        f"PartitionName=hold {over} PriorityTier=1 State=INACTIVE",
+        f"PartitionName=hold {over} PriorityTier=1 State=DOWN",
     ]
     return "\n".join(lines) + "\n"
 
@@ -469,11 +469,15 @@ def main(arguments: Sequence[str]) -> int:
             key, value = text.split("=", 1)
             kind = type(fields[key].default)
             given[key] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
+        if (directory / "cluster.json").exists() or (directory / "slurm.conf").exists():
+            main(["down", str(directory)])
+            shutil.rmtree(directory)
         cluster = SlurmCluster(directory, dataclasses.replace(Options(), **given), die_with_parent=False).start()  # type: ignore[arg-type]  # checked by kind
         sys.stdout.write(f"export SLURM_CONF={cluster.conf}\n")
         return 0
     if verb == "down":
-        SlurmCluster.attach(directory).stop()
+        if (directory / "cluster.json").exists():
+            SlurmCluster.attach(directory).stop()
         return 0
     sys.stderr.write("usage: cluster.py up DIR [option=value ...] | down DIR\n")
     return 2

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.slurm.cluster import ClusterFailure, Options, SlurmCluster, missing_programs, temporary_directory
+from tests.slurm.cluster import PrivateClusterError, Options, SlurmCluster, missing_programs, temporary_directory
 
 
 def require_slurm() -> None:
@@ -50,12 +50,12 @@ def session_cluster(slurm_cluster_factory: Callable[[Options], SlurmCluster]) ->
     return slurm_cluster_factory(Options())
 
 
-@pytest.fixture()
+@pytest.fixture
 def slurm_cluster(session_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
     """The shared cluster, empty and with every node up before and after the test."""
     session_cluster.clear()
     yield session_cluster
     try:
         session_cluster.clear()
-    except ClusterFailure as failure:
+    except PrivateClusterError as failure:
         pytest.fail(str(failure), pytrace=False)
