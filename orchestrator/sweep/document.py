@@ -188,7 +188,7 @@ def _check_depth(text: str, path: str, loader: Any) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            where = f"{path}:{event.start_mark.line + 1}"
+            where = path if event.start_mark is None else f"{path}:{event.start_mark.line + 1}"
             raise UserError(Problem(what=f"is nested deeper than {MAX_DEPTH} levels", where=where))
 
 

@@ -15,10 +15,10 @@ from orchestrator.identity import canonical, id_of_canonical
 from orchestrator.lifecycle import RunState
 from orchestrator.sweep.compose import Composer
 from orchestrator.sweep.model import Cell, Step, Sweep
+from orchestrator.sweep.plan_problems import Faults, invalid, locate, placed
 from orchestrator.sweep.resources import merged
 
 JobSpec = CountSpec | PrepareSpec | TrainSpec | EvaluateSpec
-SHOWN_CELLS = 3
 SHOWN_PROBLEMS = 50
 
 
@@ -102,25 +102,6 @@ class _Resolved:
     canonical: str
 
 
-@dataclass(kw_only=True)
-class _Faults:
-    """Distinct problems, each with the cells that have it."""
-
-    cells: dict[Problem, list[str]] = field(default_factory=dict)
-
-    def add(self, problem: Problem, cell: Cell) -> None:
-        self.cells.setdefault(problem, []).append(cell.name)
-
-    def worded(self) -> list[Problem]:
-        found: list[Problem] = []
-        for problem, cells in self.cells.items():
-            shown = "; ".join(dict.fromkeys(cells[:SHOWN_CELLS]))
-            more = f" and {len(cells) - SHOWN_CELLS} more" if len(cells) > SHOWN_CELLS else ""
-            hint = f"{problem.hint}; in cell {shown}{more}" if problem.hint else f"in cell {shown}{more}"
-            found.append(Problem(what=problem.what, where=problem.where, value=problem.value, allowed=problem.allowed, hint=hint))
-        return found
-
-
 def plan(
     sweep: Sweep,
     cells: Sequence[Cell],
@@ -160,7 +141,7 @@ class _Planning:
     existing: Callable[[str], Known | None]
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    faults: _Faults = field(default_factory=_Faults)
+    faults: Faults = field(default_factory=Faults)
     _resolved: dict[tuple[str, tuple[str, ...]], _Resolved | tuple[Problem, ...]] = field(default_factory=dict)
     _contents: dict[str, str | tuple[Problem, ...]] = field(default_factory=dict)
     _bad: set[str] = field(default_factory=set)
@@ -175,7 +156,7 @@ class _Planning:
             problem = self.composer.override_problem(text, at)
             if problem is not None:
                 self._bad.add(text)
-                self.problems.append(_at(problem, locate(self.sweep, text)))
+                self.problems.append(placed(problem, locate(self.sweep, text)))
         launcher = self.composer.launcher()
         self._resources = {step: merged(launcher, self.sweep.resources.get(step, {})) for step in self.sweep.pipeline}
 
@@ -229,14 +210,14 @@ class _Planning:
         try:
             config = self.composer.compose(step.job, overrides)
         except UserError as error:
-            return tuple(_at(problem, f"{locate(self.sweep, problem.value)}: {step.name}") for problem in error.problems)
+            return tuple(placed(problem, f"{locate(self.sweep, problem.value)}: {step.name}") for problem in error.problems)
         missing = self._fill_content(config, step)
         if missing:
             return missing
         try:
             spec = parse_job_spec(config)
         except ValidationError as error:
-            return _invalid(self.sweep, step, config, error)
+            return invalid(self.sweep, step, config, error)
         return _Resolved(spec=spec, config=config, canonical=canonical(spec))
 
     def _fill_content(self, config: dict[str, Any], step: Step) -> tuple[Problem, ...]:
@@ -253,7 +234,7 @@ class _Planning:
                 self._contents[path] = self.content(path)
             except UserError as error:
                 where = f"{self.sweep.path}: {step.name}: data.path"
-                self._contents[path] = tuple(_at(problem, where) for problem in error.problems)
+                self._contents[path] = tuple(placed(problem, where) for problem in error.problems)
         found = self._contents[path]
         if isinstance(found, tuple):
             return found
@@ -263,46 +244,6 @@ class _Planning:
             return (Problem(what=what, where=where, value=str(pinned), allowed=found, hint="leave data.content at null"),)
         data["path"], data["content"] = path, found
         return ()
-
-
-def _at(problem: Problem, where: str) -> Problem:
-    """The same problem with a place, in front of one that it has already."""
-    placed = f"{where}: {problem.where}" if problem.where else where
-    return Problem(what=problem.what, where=placed, value=problem.value, allowed=problem.allowed, hint=problem.hint)
-
-
-def locate(sweep: Sweep, override: str) -> str:
-    """`file:line` of an override in the sweep's text, `--set` when it is not from the file."""
-    sets = [sweep.base, *(rule.set for rule in sweep.where), *(step.set for step in sweep.pipeline.values())]
-    sets += [option.set for axis in sweep.axes.values() for option in axis.options.values()]
-    if not any(override in found for found in sets):
-        return sweep.path if " " in override else "--set"
-    key = override.partition("=")[0]
-    lines = sweep.text.splitlines()
-    for needle in (override, f"key: {key}", key):
-        for number, line in enumerate(lines, start=1):
-            if needle in line.partition(" #")[0] and not line.lstrip().startswith("#"):
-                return f"{sweep.path}:{number}"
-    return sweep.path
-
-
-def _invalid(sweep: Sweep, step: Step, config: Mapping[str, Any], error: ValidationError) -> tuple[Problem, ...]:
-    """pydantic's errors with the path as a user writes it (without the tags of unions) and the value."""
-    problems: list[Problem] = []
-    for found in error.errors(include_url=False, include_context=False):
-        at: Any = config
-        path: list[str] = []
-        for part in found["loc"]:
-            if isinstance(at, dict) and part not in at and at.get("kind") == part:
-                continue
-            at = at.get(part) if isinstance(at, dict) else (at[part] if isinstance(at, list) and isinstance(part, int) else None)
-            path.append(str(part))
-        where = f"{sweep.path}: {step.name}: {'.'.join(path)}" if path else f"{sweep.path}: {step.name}"
-        shown = found["input"]
-        value = "" if isinstance(shown, dict) else repr(shown) if isinstance(shown, str) else str(shown)
-        what = found["msg"].removeprefix("Value error, ")
-        problems.append(Problem(what=what[:1].lower() + what[1:], where=where, value=value))
-    return tuple(problems)
 
 
 def _twins(sweep: Sweep, cells: Sequence[PlannedCell]) -> list[Problem]:

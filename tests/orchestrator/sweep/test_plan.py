@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import Problem, UserError
+from orchestrator.identity import run_id
+from orchestrator.lifecycle import RunState
+from orchestrator.sweep.plan import Known, Plan
+
+Planner = Callable[..., Plan]
+Complaint = Callable[[Callable[[], object]], str]
+
+TWO = """
+base: [data=mdsprites_easy, experiment=demo]
+axes:
+  method: {one: {set: [objective=reconstruction]}, two: {set: [objective=covariance]}}
+  seed: {key: seed, values: [0, 1]}
+resources: {train: {gpus_per_node: 2, setup: [module load x], additional_parameters: {nice: 5}}}
+"""
+COUNT = """
+axes: {seed: {key: seed, values: [0, 1]}}
+pipeline: {count: {job: count}}
+"""
+
+
+def test_that_cells_share_the_runs_that_resolve_to_one_config(planned: Planner) -> None:
+    plan = planned(TWO)
+    kinds = [run.kind for run in plan.runs.values()]
+    assert (kinds.count("prepare"), kinds.count("train"), kinds.count("evaluate")) == (1, 4, 4)
+    assert len({cell.runs["prepare"] for cell in plan.cells}) == 1
+    assert len({cell.runs["train"] for cell in plan.cells}) == 4
+
+
+def test_that_a_run_names_what_it_needs_and_comes_after_it(planned: Planner) -> None:
+    plan = planned(TWO)
+    seen: set[str] = set()
+    for run in plan.runs.values():
+        assert set(run.needs.values()) <= seen
+        assert run.id == run_id(run.spec, run.needs)
+        seen.add(run.id)
+    cell = plan.cells[0]
+    assert plan.runs[cell.runs["evaluate"]].needs == {"prepare": cell.runs["prepare"], "train": cell.runs["train"]}
+
+
+def test_that_a_seed_reaches_training_alone(planned: Planner) -> None:
+    first, second = planned(TWO, only=["method=one"]).cells
+    assert first.runs["prepare"] == second.runs["prepare"]
+    assert first.runs["train"] != second.runs["train"]
+    other = planned(TWO, only=["method=one,seed=0"], overrides=["data.generator.seed=1"]).cells[0]
+    assert other.runs["prepare"] != first.runs["prepare"]
+    assert other.runs["train"] != first.runs["train"]
+
+
+def test_that_a_steps_own_settings_stay_in_that_step(planned: Planner) -> None:
+    text = (
+        TWO
+        + "pipeline: {prepare: {job: prepare, set: [runtime.threads=2]}, train: {job: train, needs: [prepare], set: [steps=5]}}\n"
+    )
+    plan = planned(text, overrides=["runtime.workers=3"])
+    for run in plan.runs.values():
+        assert run.spec.runtime.workers == 3
+        assert run.spec.runtime.threads == (2 if run.kind == "prepare" else 1)
+        assert run.config.get("steps") == (5 if run.kind == "train" else None)
+
+
+def test_that_resources_are_the_launchers_defaults_with_the_steps_own_over_them(planned: Planner) -> None:
+    runs = {run.kind: run for run in planned(TWO).runs.values()}
+    assert runs["prepare"].resources["gpus_per_node"] is None
+    assert runs["train"].resources["gpus_per_node"] == 2
+    assert runs["train"].resources["setup"] == ["export SLURM_KILL_BAD_EXIT=1", "module load x"]
+    assert runs["train"].resources["additional_parameters"] == {"requeue": True, "nice": 5}
+
+
+def test_that_resources_are_not_identity(planned: Planner) -> None:
+    assert set(planned(TWO).runs) == set(planned(TWO.replace("gpus_per_node: 2", "gpus_per_node: 1")).runs)
+
+
+def test_that_a_data_file_counts_by_its_content_and_not_by_its_place(planned: Planner) -> None:
+    text = TWO.replace("data=mdsprites_easy", "data=mdsprites")
+    asked: list[str] = []
+
+    def content(path: str) -> str:
+        asked.append(path)
+        return "a" * 64
+
+    at = ["model=slot_attention"]
+    here = planned(text, overrides=[*at, "data.path=/here/f.tfrecords"], content=content)
+    there = planned(text, overrides=[*at, "data.path=/there/f.tfrecords"], content=content)
+    changed = planned(text, overrides=[*at, "data.path=/here/f.tfrecords"], content=lambda path: "b" * 64)
+    assert asked == ["/here/f.tfrecords", "/there/f.tfrecords"]
+    assert set(here.runs) == set(there.runs)
+    assert not set(here.runs) & set(changed.runs)
+    prepare = next(iter(here.runs.values()))
+    assert prepare.config["data"]["content"] == "a" * 64
+
+
+def test_that_a_relative_data_path_is_made_absolute_for_the_job(planned: Planner) -> None:
+    plan = planned(TWO, overrides=["model=slot_attention", "data=mdsprites", "data.path=some/f.tfrecords"])
+    assert next(iter(plan.runs.values())).config["data"]["path"] == str(Path.cwd() / "some" / "f.tfrecords")
+
+
+def test_that_a_missing_data_file_is_named_once_with_its_place(planned: Planner, complaint: Complaint) -> None:
+    def missing(path: str) -> str:
+        raise UserError(Problem(what="no such data file", value=path, hint="download it"))
+
+    said = complaint(lambda: planned(TWO, overrides=["data=mdsprites", "model=slot_attention"], content=missing))
+    assert said.count("no such data file") == 1
+    assert said.startswith("sweeps/s.yaml: prepare: data.path: no such data file")
+    assert "hint: download it; in cell method=one,seed=0; method=one,seed=1; method=two,seed=0 and 1 more" in said
+
+
+def test_that_a_pinned_content_must_be_the_files(planned: Planner, complaint: Complaint) -> None:
+    pinned = ["data=mdsprites", "model=slot_attention", f"data.content={'d' * 64}"]
+    assert "other content" in complaint(lambda: planned(TWO, overrides=pinned))
+    assert planned(TWO, overrides=pinned, content=lambda path: "d" * 64).runs
+
+
+def test_that_a_cited_cell_has_no_runs(planned: Planner) -> None:
+    plan = planned(TWO + "where: [{if: {method: two}, cite: 3, source: x}]\n")
+    assert [bool(cell.runs) for cell in plan.cells] == [True, True, False, False]
+    assert sum(run.kind == "train" for run in plan.runs.values()) == 2
+
+
+def test_that_two_cells_with_one_config_are_an_error_naming_both(planned: Planner, complaint: Complaint) -> None:
+    said = complaint(lambda: planned(TWO, overrides=["seed=5"]))
+    assert "two cells with one config" in said
+    assert "value:   method=one,seed=0 and method=one,seed=1" in said
+    assert "value:   method=two,seed=0 and method=two,seed=1" in said
+
+
+def test_that_invalid_values_are_named_with_path_value_and_cells_once(planned: Planner, complaint: Complaint) -> None:
+    said = complaint(lambda: planned(TWO, overrides=["optimizer.learning_rate=fast", "model.num_slots=0", "noise_seeds=[]"]))
+    assert said.count("optimizer.learning_rate") == 1
+    assert "sweeps/s.yaml: train: optimizer.learning_rate: input should be a valid number" in said
+    assert "value:   'fast'" in said
+    assert "sweeps/s.yaml: train: model.num_slots: input should be greater than or equal to 1" in said
+    assert "method=one,seed=0; method=one,seed=1; method=two,seed=0 and 1 more" in said
+
+
+def test_that_a_problem_of_one_option_names_the_cells_of_that_option(planned: Planner, complaint: Complaint) -> None:
+    said = complaint(lambda: planned(TWO.replace("objective=covariance]", "objective=covariance, objective.weight=-1]")))
+    assert "sweeps/s.yaml: train: objective.weight" in said
+    assert "in cell method=two,seed=0; method=two,seed=1" in said
+    assert "method=one" not in said
+
+
+def test_that_an_override_that_matches_nothing_is_named_with_its_line(planned: Planner, complaint: Complaint) -> None:
+    said = complaint(lambda: planned(TWO.replace("objective=covariance]", "modle.num_slots=3]")))
+    assert said.startswith("sweeps/s.yaml:4: override matches nothing in `prepare`, `train`, `evaluate`")
+    assert "did you mean `model.num_slots`?" in said
+
+
+def test_that_a_wrong_axis_key_is_named_with_its_line(planned: Planner, complaint: Complaint) -> None:
+    said = complaint(lambda: planned(TWO.replace("key: seed", "key: sead")))
+    assert "sweeps/s.yaml:5: override matches nothing" in said
+
+
+def test_that_every_wrong_override_comes_at_once(planned: Planner, complaint: Complaint) -> None:
+    said = complaint(lambda: planned(TWO, overrides=["lr=1", "objective=covarianse", "seed=1,2"]))
+    assert said.count("--set: ") == 3
+    assert "--set: unknown option of config group `objective`" in said
+
+
+def test_that_an_unknown_key_below_a_known_one_is_named(planned: Planner, complaint: Complaint) -> None:
+    said = complaint(lambda: planned(TWO, overrides=["optimizer.lerning_rate=1"]))
+    assert "--set: train: unknown key of `train`" in said
+    assert "did you mean `optimizer.learning_rate`?" in said
+
+
+def test_that_steps_that_do_not_fit_are_named(planned: Planner, complaint: Complaint) -> None:
+    assert "differs from the data's 16 x 16 images" in complaint(lambda: planned(TWO, overrides=["model.resolution=32"]))
+    lonely = COUNT.replace("count: {job: count}", "train: {job: train}")
+    assert "a `train` step needs a step of kind `prepare`" in complaint(lambda: planned(lonely))
+
+
+def test_that_a_plan_says_what_is_new_cached_unfinished_and_changed(planned: Planner) -> None:
+    ids = list(planned(COUNT).runs)
+    store = {ids[0]: Known(state=RunState.DONE, code_tree="old"), ids[1]: Known(state=RunState.FAILED, code_tree="now")}
+    plan = planned(COUNT, existing=store.get, code_tree="now")
+    assert ([run.id for run in plan.cached], [run.id for run in plan.unfinished], plan.new) == ([ids[0]], [ids[1]], ())
+    assert [run.id for run in plan.changed] == [ids[0]]
+    assert [run.id for run in planned(COUNT, code_tree="now").new] == ids
+
+
+def test_that_planning_ten_thousand_cells_takes_seconds(planned: Planner) -> None:
+    seeds = ", ".join(map(str, range(10_000)))
+    plan = planned(f"axes: {{seed: {{key: seed, values: [{seeds}]}}}}\npipeline: {{count: {{job: count}}}}\n")
+    assert len(plan.runs) == 10_000
+
+
+@pytest.mark.parametrize(
+    "text", ["steps=0", "steps=1.5", "steps=null", "seed=-1", "fail_at=x", "runtime=null", "runtime.workers=many"]
+)
+def test_that_a_wrong_value_is_the_users_error(planned: Planner, text: str, complaint: Complaint) -> None:
+    assert "sweeps/s.yaml: count" in complaint(lambda: planned(COUNT, overrides=[text], only=["seed=0"])) or "--set" in complaint(
+        lambda: planned(COUNT, overrides=[text])
+    )
