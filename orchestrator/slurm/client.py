@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 FOREIGN_PREFIXES = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SALLOC_")
 """Variables that change what Slurm's commands do; inside a job they would make them act on the wrong task."""
 MOST_IDS_BY_NAME = 1000
-"""With more array ids than this, sacct is asked for everything of the user instead."""
+"""With more array ids than this, sacct is asked for everything of this user instead."""
 MOST_ARGUMENTS = 500
 
 _UNKNOWN_JOB = re.compile(r"Invalid job id specified|Job \S+ not found", re.IGNORECASE)
@@ -58,7 +58,7 @@ class Slurm(Protocol):
     def jobs(self, user: str) -> Queue:
         """Every job and array task of the user that slurmctld knows, ended ones of the last MinJobAge included."""
 
-    def history(self, user: str, array_ids: Collection[str], since: float) -> History | HistoryUnavailable:
+    def history(self, array_ids: Collection[str], since: float) -> History | HistoryUnavailable:
         """What accounting says of these arrays (or plain jobs), for lives that touch the time after `since`."""
 
     def cancel(self, job_ids: Collection[str]) -> None:
@@ -127,13 +127,13 @@ class SlurmCommand:
         self._log_once("squeue", parsed.problems)
         return Queue(rows=parsed.rows, problems=parsed.problems, asked_at=asked_at)
 
-    def history(self, user: str, array_ids: Collection[str], since: float) -> History | HistoryUnavailable:
+    def history(self, array_ids: Collection[str], since: float) -> History | HistoryUnavailable:
         """One sacct, or none when there is nothing to ask. Any failure is a value: squeue and the disk still speak."""
         asked_at = time.time()
         if not array_ids:
             return History(rows=(), asked_at=asked_at)
         by_name = len(array_ids) <= MOST_IDS_BY_NAME
-        whom = ["-j", ",".join(sorted(array_ids))] if by_name else ["-u", user]
+        whom = ["-j", ",".join(sorted(array_ids))] if by_name else ["-u", str(os.getuid())]
         start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(max(0.0, since)))
         shape = ["-n", "-P", "-X", f"--delimiter={SEPARATOR}", "-o", ",".join(HISTORY_FIELDS)]
         try:
@@ -169,7 +169,7 @@ class SlurmCommand:
         nodes = parse_nodes(self._must("scontrol", "show", "node", "-o"))
         qos = parse_qos(self._may("sacctmgr", "-n", "-P", "show", "qos", f"format={','.join(QOS_FIELDS)}"))
         limits = self._may("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=MaxSubmitJobs")
-        history = self.history(user, ["1"], time.time() - 60)
+        history = self.history(["1"], time.time() - 60)
         return ClusterFacts(
             config=config,
             partitions=partitions.rows,

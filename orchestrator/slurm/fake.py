@@ -72,6 +72,9 @@ class FakeSlurm:
     calls: list[str] = field(default_factory=list)
     """The name of every protocol call so far: for tests that count questions."""
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _arrays: dict[str, list[FakeTask]] = field(default_factory=dict)
+    _unsettled: dict[str, FakeTask] = field(default_factory=dict)
+    """Pending tasks whose reason may change by itself."""
 
     # --- the protocol ---------------------------------------------------------------------------------------------------
 
@@ -81,12 +84,11 @@ class FakeSlurm:
         rows = tuple(_queue_row(task) for task in self.tasks.values() if task.user == user and not task.forgotten)
         return Queue(rows=rows, asked_at=self.now)
 
-    def history(self, user: str, array_ids: Collection[str], since: float) -> History | HistoryUnavailable:
+    def history(self, array_ids: Collection[str], since: float) -> History | HistoryUnavailable:
         """As Slurm.history."""
-        if not self.accounting:
-            self.calls.append("history")
-            return HistoryUnavailable(reason="this site keeps no job accounting", permanent=True)
         self.calls.append("history")
+        if not self.accounting:
+            return HistoryUnavailable(reason="this site keeps no job accounting", permanent=True)
         wanted = frozenset(array_ids)
         rows = tuple(
             _history_row(task)
@@ -113,6 +115,8 @@ class FakeSlurm:
             return Reply(verdict=Verdict.REFUSED, text="Job is no longer pending execution")
         for task in tasks:
             task.dependency = dependency
+            task.reason = "None"
+            self._unsettled[task.id] = task
         self._settle()
         return Reply(verdict=Verdict.DONE)
 
@@ -164,6 +168,9 @@ class FakeSlurm:
                 dependency=dependency,
             )
             self.tasks[task.id] = task
+            self._arrays.setdefault(array_id, []).append(task)
+            if dependency:
+                self._unsettled[task.id] = task
         self._settle()
         return array_id
 
@@ -218,8 +225,8 @@ class FakeSlurm:
             raise ClusterError(Problem(what="Unable to contact slurm controller (connect failure)"))
 
     def _matching(self, job_id: str) -> list[FakeTask]:
-        known = (task for task in self.tasks.values() if not task.forgotten)
-        return [task for task in known if job_id in (task.id, task.array_id)]
+        found = [self.tasks[job_id]] if job_id in self.tasks else self._arrays.get(job_id, [])
+        return [task for task in found if not task.forgotten]
 
     def _running(self, job_id: str) -> list[FakeTask]:
         return [task for task in self._matching(job_id) if task.state is SlurmState.RUNNING]
@@ -237,14 +244,16 @@ class FakeSlurm:
         task.submit_time, task.eligible_time = self.now, self.now + self.requeue_delay_s
         task.start_time = task.end_time = None
         task.exit_code = 0
+        self._unsettled[task.id] = task
 
     def _settle(self) -> None:
         """Release dependencies that are met and cancel tasks whose dependency never can be, until nothing changes."""
         changed = True
         while changed:
             changed = False
-            for task in self.tasks.values():
-                if task.state is not SlurmState.PENDING:
+            for task in list(self._unsettled.values()):
+                if task.state is not SlurmState.PENDING or (task.reason == "None" and not task.dependency):
+                    del self._unsettled[task.id]
                     continue
                 if task.eligible_time <= self.now and task.reason == "BeginTime":
                     task.reason = "None"

@@ -7,6 +7,7 @@ reason to drop the other lines. The formats are asked for in `client.py` with th
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -34,7 +35,6 @@ _UNLIMITED = frozenset({"UNLIMITED", "INFINITE", "Partition_Limit"})
 _KEY = re.compile(r"(?:^|\s)([A-Za-z][A-Za-z0-9_/:.\[\]]*)=")
 _JOB_NAME = re.compile(r"(?:^| )JobName=(.*?) UserId=", re.DOTALL)
 _DURATION = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
-_NUMBER = re.compile(r"\d{1,15}", re.ASCII)
 _TASKS = re.compile(r"(\d+)_\[([^\]]*)\]?", re.ASCII)
 _ID = re.compile(r"(\d{1,15})(?:_(\d{1,15}))?", re.ASCII)
 _MOST_TASKS = 4_000_001
@@ -43,11 +43,16 @@ _MOST_TASKS = 4_000_001
 Item = TypeVar("Item")
 
 
+def _is_number(text: str) -> bool:
+    return text.isdigit() and text.isascii() and len(text) <= 15
+
+
+@functools.lru_cache(maxsize=4096)  # thousands of rows, few distinct times
 def parse_time(text: str) -> float | None:
     """Seconds since the epoch, from digits (SLURM_TIME_FORMAT=%s) or from local ISO time; None for N/A and nonsense."""
     if text in _NOTHING:
         return None
-    if _NUMBER.fullmatch(text):
+    if _is_number(text):
         return float(text)
     with contextlib.suppress(ValueError, OverflowError, OSError):
         return datetime.fromisoformat(text).timestamp()
@@ -74,7 +79,7 @@ def parse_duration_s(text: str) -> int | None:
 
 def parse_count(text: str) -> int | None:
     """A limit such as `1001`; None for unlimited, absent and nonsense."""
-    return int(text) if _NUMBER.fullmatch(text) else None
+    return int(text) if _is_number(text) else None
 
 
 def expand_tasks(text: str) -> Iterator[int]:
@@ -107,13 +112,14 @@ def _queue_row(line: str) -> QueueRow | None:
     if len(cells) != 11:
         return None
     job, array, index, state_text, reason, partition, nodes, submit, start, end, name = cells
-    if not _ID.fullmatch(job) or not _NUMBER.fullmatch(array):
+    base, _, task = job.partition("_")
+    if not _is_number(base) or not _is_number(array) or (task and not _is_number(task)):
         return None  # also `12_[3-9]`: asked with -r, Slurm never writes it
     state = read_state(state_text)
     return QueueRow(
         id=job,
         array_id=array,
-        task_index=int(index) if _NUMBER.fullmatch(index) else None,
+        task_index=int(index) if _is_number(index) else None,
         name=name,
         state=state.state,
         state_text=state.text,
@@ -192,7 +198,7 @@ def _job_detail(line: str) -> JobDetail | None:
     name = _JOB_NAME.search(line)  # a name may hold anything, also ` JobState=`: taken out before the rest is read
     rest = line if name is None else f"{line[: name.start()]} UserId={line[name.end() :]}"
     fields = parse_fields(rest)
-    if not _NUMBER.fullmatch(fields.get("JobId", "")):
+    if not _is_number(fields.get("JobId", "")):
         return None
     index = parse_count(fields.get("ArrayTaskId", ""))
     array_id = fields.get("ArrayJobId", fields["JobId"])
