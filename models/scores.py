@@ -37,7 +37,7 @@ def contingency(
     batch = labels_BHW.shape[0]
     cells = batch * num_labels * num_predictions
     image_B11 = torch.arange(batch, device=labels_BHW.device)[:, None, None]
-    cell_BHW = (image_B11 * num_labels + labels_BHW.long()) * num_predictions + predictions_BHW.long()
+    cell_BHW = (image_B11 * num_labels + labels_BHW) * num_predictions + predictions_BHW  # int64 by the image index
     if valid is not None:
         cell_BHW = torch.where(valid, cell_BHW, cells)  # one bin more for void pixels: no data-dependent shape
     counts = torch.bincount(cell_BHW.flatten(), minlength=cells + 1)[:cells]
