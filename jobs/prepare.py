@@ -1,33 +1,36 @@
-"""Turns a data set's records into an image store, chunk by chunk; may be killed anywhere and run again.
+"""The `prepare` job: turns a data set's records into an image store, chunk by chunk; may be killed anywhere and run again.
 
-Arrays of their final size lie in a scratch directory, and a chunk of records is written at its fixed place: to write it
-again changes nothing. The manifest comes last, then one rename: the output is whole or not there.
-What is on disk if we die
+Arrays of their final size lie in a scratch directory, and a chunk of records is written at its fixed place. The manifest
+comes last, then one rename: the output is whole or not there. What is on disk if we die
     within a chunk            its place half written; the restart writes the whole chunk again
     after the last chunk      all arrays whole, no manifest; the restart hashes and renames
     after the manifest        the same
-    after the rename          the output; the restart sees it, compares its manifest and has nothing to do
+    after the rename          the output; the restart compares its manifest and has nothing to do
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from jobs.attempt import Finished, Run, Superseded
+from jobs.contract import fsync_directory
 from jobs.data.errors import DataError, Place
-from jobs.data.multi_dsprites import Record, label_map
 from jobs.data.source import check_ranges, content_hash, open_source
-from jobs.data.store import ImageStore, Manifest, SplitName, sync_directory, write_manifest
+from jobs.data.store import MANIFEST, ImageStore, Manifest, SplitName, write_manifest
+from jobs.data.writer import StoreWriter
 from jobs.spec import MultiDSpritesSpec, PrepareSpec, RecordRange
 
 CHUNK_RECORDS = 500
+STORE_NAME = "store"
+"""The store's place below a run's output."""
+CHECKPOINT_EVERY_S = 5.0
+"""Most seconds between checkpoints of a `prepare` run: it lasts minutes, and a checkpoint is one number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,49 @@ class Chunk:
     count: int
 
 
+def run_prepare(run: Run) -> Finished:
+    """Prepare `run.frozen.config.data` into `output/store`; a step is one record."""
+    spec = run.frozen.config
+    assert isinstance(spec, PrepareSpec)
+    restored = run.restore_point()
+    journal = run.journal
+    assert journal is not None
+    done = saved = 0 if restored is None else restored.step
+    saved_at = time.monotonic()
+
+    def save(step: int) -> None:
+        nonlocal saved, saved_at
+        run.checkpoint(step, lambda folder: _write_state(folder, step))
+        saved, saved_at = step, time.monotonic()
+
+    def on_progress(step: int) -> None:
+        journal.metrics(step, {"prepare/records": float(step)})
+        journal.flush()
+        if time.monotonic() - saved_at >= min(CHECKPOINT_EVERY_S, spec.runtime.checkpoint_every_s):
+            save(step)
+
+    total = spec.data.train.count + spec.data.test.count
+    store = run.run_dir.output / STORE_NAME
+    while True:
+        done = prepare(
+            spec,
+            work=run.run_dir.path / "work",
+            output=store,
+            should_stop=lambda: bool(run.flag) or not run.owns(),
+            on_progress=on_progress,
+            start=done,
+        )
+        if not run.owns():
+            raise Superseded
+        if done == total:
+            break
+        if done > saved:
+            save(done)
+        run.leave(done)
+    files = (MANIFEST, *ImageStore.open(store).manifest.files)
+    return Finished(step=total, values={"prepare/records": float(total)}, files=tuple(store / name for name in files))
+
+
 def prepare(
     spec: PrepareSpec,
     *,
@@ -58,7 +104,7 @@ def prepare(
     Args:
         spec: what to prepare.
         work: scratch directory on the file system of `output`, kept between attempts.
-        output: the store's place; must not exist unless an earlier attempt finished.
+        output: the store's place; must not hold anything unless an earlier attempt finished.
         should_stop: asked between chunks (and while skipping in a file); True ends the call early.
         on_progress: told the number of records done after each chunk, which by then is on disk to stay.
         start: records done by earlier attempts, as returned or told to `on_progress`.
@@ -74,27 +120,30 @@ def prepare(
     check_ranges(data)
     manifest = expected_manifest(data)
     total = sum(manifest.counts.values())
-    if output.exists():
-        _check_output(output, manifest)
-        _remove(work)
+    if _is_finished(output, manifest):
+        if work.exists():
+            shutil.rmtree(work)
         return total
     _check_content(data)
-    if start == 0:
-        _remove(work)
     done = start
-    with _Arrays(work, manifest, create=start == 0) as arrays, open_source(data) as source:
+    with StoreWriter(work, manifest, may_create=start == 0) as writer, open_source(data) as source:
         for chunk in chunks(data):
             if chunk.done_before + chunk.count <= start:
                 continue
             if should_stop() or not source.seek(chunk.record, should_stop=should_stop):
                 return done
-            arrays.write(chunk, source.read(chunk.count))
+            writer.write(chunk.split, at=chunk.at, records=source.read(chunk.count))
             done = chunk.done_before + chunk.count
             on_progress(done)
-    write_manifest(work, manifest)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(work, output)
-    sync_directory(output.parent)
+    try:
+        write_manifest(work, manifest)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(work, output)
+    except OSError:
+        # Another attempt of this run may have renamed the scratch directory under our hands.
+        if not _is_finished(output, manifest):
+            raise
+    fsync_directory(output.parent)
     return total
 
 
@@ -119,91 +168,14 @@ def expected_manifest(data: MultiDSpritesSpec) -> Manifest:
     )
 
 
-class _Arrays:
-    """The arrays of a store under construction, written at fixed places.
-
-    Plain writes rather than memory maps: a full disk is then an OSError and not a SIGBUS.
-    """
-
-    def __init__(self, work: Path, manifest: Manifest, *, create: bool) -> None:
-        self._files: dict[str, tuple[int, int]] = {}
-        try:
-            for name, (dtype, shape) in manifest.arrays().items():
-                path = work / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if create:
-                    _create_npy(path, dtype=dtype, shape=shape)
-                self._files[name] = _open_npy(path, dtype=dtype, shape=shape)
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> _Arrays:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        while self._files:
-            _, (handle, _) = self._files.popitem()
-            os.close(handle)
-
-    def write(self, chunk: Chunk, records: list[Record]) -> None:
-        """Write one chunk and wait until it is on disk."""
-        arrays: Mapping[str, npt.NDArray[Any]] = {
-            "images": np.stack([record.image_HW3 for record in records]),
-            "labels": np.stack([label_map(record) for record in records]),
-            "factors": np.stack([record.factors_E9 for record in records]),
-        }
-        for kind, array in arrays.items():
-            handle, header_bytes = self._files[f"{chunk.split}/{kind}.npy"]
-            content = memoryview(array.tobytes())
-            offset = header_bytes + chunk.at * (content.nbytes // len(records))
-            while content.nbytes:
-                written = os.pwrite(handle, content, offset)
-                content, offset = content[written:], offset + written
-            os.fsync(handle)
+def _write_state(folder: Path, done: int) -> None:
+    (folder / "state.json").write_text(json.dumps({"records": done}), encoding="utf-8")
 
 
-def _create_npy(path: Path, *, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Make a .npy file of its final size, all zero."""
-    with open(path, "wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + dtype.itemsize * int(np.prod(shape)))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _open_npy(path: Path, *, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[int, int]:
-    """Open a .npy file for writing in place; returns its handle and the size of its header.
-
-    Raises:
-        DataError: it is not the array that an earlier attempt must have left.
-    """
-    hint = "an earlier attempt's scratch files are gone or damaged: cancel the run, remove its directory and submit it again"
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"not a .npy array ({error})", place=Place(file=str(path)), hint=hint) from error
-    if array.dtype != dtype or array.shape != shape:
-        raise DataError(
-            f"holds {array.dtype} {list(array.shape)}",
-            place=Place(file=str(path)),
-            expected=f"{dtype} {list(shape)}",
-            hint=hint,
-        )
-    return os.open(path, os.O_WRONLY), path.stat().st_size - array.nbytes
-
-
-def _remove(directory: Path) -> None:
-    if directory.exists():
-        shutil.rmtree(directory)
-
-
-def _check_output(output: Path, manifest: Manifest) -> None:
-    """Accept only what this very preparation would have written."""
+def _is_finished(output: Path, manifest: Manifest) -> bool:
+    """Whether the store is there; raises DataError when something else is."""
+    if not output.is_dir() or not any(output.iterdir()):
+        return False
     found = ImageStore.open(output).manifest
     if found.model_copy(update={"files": {}}) != manifest:
         raise DataError(
@@ -212,6 +184,7 @@ def _check_output(output: Path, manifest: Manifest) -> None:
             expected=f"{dict(manifest.source)}; found {dict(found.source)}",
             hint="remove it, or prepare into another directory",
         )
+    return True
 
 
 def _check_content(data: MultiDSpritesSpec) -> None:

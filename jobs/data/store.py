@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from jobs.contract import write_atomically
 from jobs.data.errors import DataError, Place
 from jobs.data.multi_dsprites import FACTORS
 
@@ -159,24 +159,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write `path`/manifest.json atomically and durably, with the bytes and sha256 of the arrays that lie there."""
     facts = {name: FileFacts(bytes=(path / name).stat().st_size, sha256=file_sha256(path / name)) for name in manifest.arrays()}
     content = manifest.model_copy(update={"files": facts}).model_dump(mode="json")
-    temporary = path / f"{MANIFEST}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path / MANIFEST)
-    for directory in {(path / name).parent for name in manifest.arrays()} | {path}:
-        sync_directory(directory)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames and new files in a directory durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_atomically(path / MANIFEST, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _read_manifest(path: Path) -> Manifest:
