@@ -107,6 +107,8 @@ class Attempt:
     node: str = ""
     pid: int = 0
     started_at: float = 0.0
+    environment: str = ""
+    """Fingerprint of the installed packages, to compare with the one at submit."""
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,9 @@ class ValidationSpec(Spec):
     every_steps: int = Field(default=10_000, ge=1)
     images: int = Field(default=64, ge=1)
     noise_seed: int = Field(default=0, ge=0)
+    panel_every: int = location(1, ge=1)
+    """A picture of the masks at every n-th look."""
+    panel_images: int = location(8, ge=1)
 
 
 class CountSpec(Spec):

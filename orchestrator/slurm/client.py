@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from orchestrator.errors import ClusterError, Problem
@@ -24,6 +24,7 @@ from orchestrator.slurm.parse import (
     SEPARATOR,
     compact_ids,
     parse_config,
+    parse_count,
     parse_history,
     parse_jobs,
     parse_max_submit,
@@ -152,7 +153,7 @@ class SlurmCommand:
         return History(rows=rows, problems=parsed.problems, asked_at=asked_at)
 
     def show_job(self, job_id: str) -> JobDetail | None:
-        """One `scontrol show job`. A waiting task that was never started is shown by its array's record."""
+        """One `scontrol show job`. Slurm shows a task that never started by its array's record: it gets its own id here."""
         answer = self._ask("scontrol", "show", "job", "-o", job_id)
         if answer.code != 0:
             if _UNKNOWN_JOB.search(f"{answer.out}\n{answer.err}"):
@@ -160,7 +161,11 @@ class SlurmCommand:
             raise _failure(answer)
         parsed = parse_jobs(answer.out)
         self._log_once("scontrol show job", parsed.problems)
-        return next(iter(parsed.rows), None)
+        detail = next(iter(parsed.rows), None)
+        _, _, index = job_id.partition("_")
+        if detail is not None and detail.task_index is None and index:
+            return replace(detail, id=job_id, task_index=parse_count(index))
+        return detail
 
     def facts(self, user: str) -> ClusterFacts:
         """Three scontrol calls, which must answer, and two sacctmgr calls and a sacct, which need not."""

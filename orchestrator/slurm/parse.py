@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import TypeVar
 
@@ -33,7 +33,7 @@ QOS_FIELDS = ("Name", "Preempt", "PreemptMode", "GraceTime", "MaxSubmitJobsPerUs
 _NOTHING = frozenset({"", "N/A", "NONE", "None", "Unknown", "UNKNOWN", "(null)", "None assigned"})
 _UNLIMITED = frozenset({"UNLIMITED", "INFINITE", "Partition_Limit"})
 _KEY = re.compile(r"(?:^|\s)([A-Za-z][A-Za-z0-9_/:.\[\]]*)=")
-_JOB_NAME = re.compile(r"(?:^| )JobName=(.*?) UserId=", re.DOTALL)
+_JOB_NAME = re.compile(r"(?:^| )JobName=(.*?) (?=UserId=\S*\(\d+\) GroupId=)", re.DOTALL)
 _DURATION = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
 _TASKS = re.compile(r"(\d+)_\[([^\]]*)\]?", re.ASCII)
 _ID = re.compile(r"(\d{1,15})(?:_(\d{1,15}))?", re.ASCII)
@@ -92,9 +92,13 @@ def expand_tasks(text: str) -> Iterator[int]:
 
 
 def _each_line(text: str, read: Callable[[str], Item | None]) -> Parsed[Item]:
+    return _each(text.split("\n"), read)
+
+
+def _each(lines: Iterable[str], read: Callable[[str], Item | None]) -> Parsed[Item]:
     rows: list[Item] = []
     problems: list[str] = []
-    for line in text.split("\n"):
+    for line in lines:
         if line.strip():
             row = read(line)
             if row is None:
@@ -196,7 +200,7 @@ def parse_fields(line: str) -> dict[str, str]:
 
 def _job_detail(line: str) -> JobDetail | None:
     name = _JOB_NAME.search(line)  # a name may hold anything, also ` JobState=`: taken out before the rest is read
-    rest = line if name is None else f"{line[: name.start()]} UserId={line[name.end() :]}"
+    rest = line if name is None else f"{line[: name.start()]} {line[name.end() :]}"
     fields = parse_fields(rest)
     if not _is_number(fields.get("JobId", "")):
         return None
@@ -230,7 +234,7 @@ def _text(fields: Mapping[str, str], key: str) -> str:
 
 def parse_jobs(text: str) -> Parsed[JobDetail]:
     """Read `scontrol show job -o`: one line per job; an array shows its started tasks and one line for the rest."""
-    return _each_line(text, _job_detail)
+    return _each(re.split(r"\n(?=JobId=)", text), _job_detail)  # a name may hold a line break
 
 
 def parse_config(text: str) -> dict[str, str]:

@@ -1,0 +1,136 @@
+"""One attempt of one run: what every job kind is given, and the three ways to end early. Torch-free.
+
+A job kind is a function `(Run) -> Finished`. It saves through `run.checkpoint`, asks `run.flag` at step boundaries, and
+leaves through `run.leave` after its checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs import eviction
+from jobs.checkpoint import Checkpoint, CheckpointStore, Saved
+from jobs.contract import Attempt, RunDir, owns
+from jobs.eviction import Slurm, Verdict
+from jobs.journal import CHECKPOINT, JournalWriter
+from jobs.preemption import Flag
+from jobs.ranks import Ranks
+from jobs.spec import FrozenRun
+
+log = logging.getLogger("jobs")
+
+PATIENCE_S = 120.0
+"""How long a job waits for a controller that does not answer, in seconds: grace plus KillWait on ordinary sites."""
+
+
+class Superseded(Exception):
+    """A newer attempt owns the run: end quietly."""
+
+
+class Refused(Exception):
+    """The run cannot be executed as it stands (foreign checkpoint, wrong code); says why."""
+
+
+class Left(Exception):
+    """The run was checkpointed and the attempt is over, with Slurm's verdict (None outside Slurm)."""
+
+    def __init__(self, step: int, verdict: Verdict | None) -> None:
+        super().__init__(f"left at step {step}")
+        self.step, self.verdict = step, verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a job kind returns when the run is complete."""
+
+    step: int
+    values: Mapping[str, float] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    """What other runs may read; their sizes go into the outcome's manifest."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One attempt in progress (rank 0 alone has a journal)."""
+
+    run_dir: RunDir
+    frozen: FrozenRun
+    attempt: Attempt
+    ranks: Ranks
+    flag: Flag
+    slurm: Slurm | None
+    port: int = 0
+    """Where rank 0 listens."""
+    listening_fd: int | None = None
+    journal: JournalWriter | None = None
+    store: CheckpointStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.store = CheckpointStore(
+            directory=self.run_dir.checkpoints,
+            config_hash=self.frozen.id,
+            keep=self.frozen.config.runtime.keep_checkpoints,
+        )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone writes."""
+        return self.ranks.rank == 0
+
+    def owns(self) -> bool:
+        """Whether this attempt may still commit."""
+        return owns(self.run_dir, self.attempt)
+
+    def restore_point(self) -> Checkpoint | None:
+        """The newest valid checkpoint (rank 0); says which ones it passed over and opens the journal at its step."""
+        self.store.clear_leftovers()
+        found, skipped = self.store.newest()
+        step = 0 if found is None else found.step
+        self.journal = JournalWriter(self.run_dir.journals, attempt=self.attempt.number, restored_step=step)
+        for one in skipped:
+            log.warning("skipped checkpoint %s: %s", one.path.name, one.reason)
+            self.journal.event(step, "checkpoint_skipped", name=one.path.name, reason=one.reason)
+        if found is not None:
+            log.info("restored step %d", step)
+        return found
+
+    def checkpoint(self, step: int, write: Callable[[Path], None]) -> Saved:
+        """Save the state after `step` (rank 0) and record it; raises Superseded when a newer attempt owns the run."""
+        assert self.journal is not None
+        self.journal.sync()
+        saved = self.store.save(
+            step,
+            write,
+            world_size=self.ranks.world_size,
+            threads=self.frozen.config.runtime.threads,
+            may_commit=self.owns,
+        )
+        if saved is None:
+            raise Superseded
+        self.journal.event(step, CHECKPOINT, bytes=saved.bytes, seconds=round(saved.seconds, 4))
+        self.journal.sync()
+        return saved
+
+    def settle(self) -> Verdict | None:
+        """After the checkpoint of a raised flag (rank 0): ask Slurm and act; None outside Slurm."""
+        if self.slurm is None:
+            return None
+        verdict = eviction.settle(
+            self.slurm,
+            cancel_mark=self.run_dir.cancel_mark.exists,
+            terminating=lambda: self.flag.terminating,
+            patience_s=PATIENCE_S,
+        )
+        log.info("signal %d; Slurm says: %s", self.flag.first_signal, verdict.value)
+        return verdict
+
+    def leave(self, step: int) -> None:
+        """For single-process kinds: settle, then raise Left, or return when it was only a warning."""
+        verdict = self.settle()
+        if verdict is Verdict.GO_ON:
+            self.flag.lower()
+            return
+        raise Left(step, verdict)

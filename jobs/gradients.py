@@ -1,0 +1,107 @@
+"""The gradient of one step's loss over the global batch, exactly, over any number of ranks and micro-batches.
+
+Per-image terms are sums divided by the global batch size. A term that pools the batch is computed on the slots of the whole
+global batch on every rank: gradient enters through this rank's own rows, and since the projection head's gradient is whole
+on each of the W ranks, that term is divided by W and the slots' gradient multiplied by W before the sum over ranks.
+With accumulation the slots are computed twice: first without gradient to pool them, then micro-batch by micro-batch, each
+receiving its rows of the pooled term's gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from jobs.batches import Batch
+from jobs.data.sampler import share
+from jobs.distributed import Group
+from models.objectives import Objective
+from models.slot_model import SlotOutput
+
+Forward = Callable[[torch.Tensor, torch.Tensor], SlotOutput]
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity forward; the gradient is multiplied by a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None
+
+
+def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    count = batch.images_BCHW.shape[0]
+    for part in range(min(parts, max(1, count))):
+        rows = share(count, part, min(parts, max(1, count)))
+        yield rows, batch.images_BCHW[rows], batch.noise_BKD[rows]
+
+
+def _pooled(objective: Objective, slots_BKD: torch.Tensor, batch: Batch, group: Group, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The pooled term of the global batch divided by W, and its named parts (equal on every rank)."""
+    world = group.world_size
+    scaled_BKD = slots_BKD if world == 1 else _ScaleGradient.apply(slots_BKD, float(world))
+    everything_BKD = group.gather_rows(scaled_BKD, batch.rows, batch.total)
+    terms = objective.slot_terms(everything_BKD, step=step)
+    return terms.total / world, {name: part.detach() / world for name, part in terms.parts.items()}
+
+
+def step_gradients(
+    forward: Forward, objective: Objective, batch: Batch, group: Group, *, step: int, accumulation: int
+) -> dict[str, torch.Tensor]:
+    """Add this rank's share of the gradient to `.grad`; returns named scalars whose sum over ranks is the global value."""
+    pools = objective.pools_batch
+    sums: dict[str, torch.Tensor] = {}
+    slots_gradient: torch.Tensor | None = None
+
+    def add(name: str, value: torch.Tensor) -> None:
+        sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+
+    if batch.images_BCHW.shape[0] == 0:  # more ranks than images in an epoch's last batch
+        if pools:  # the others pool with us, and our share of the head's gradient is due
+            total, parts = _pooled(objective, batch.noise_BKD, batch, group, step)
+            if total.requires_grad:
+                total.backward()  # type: ignore[no-untyped-call]
+            sums |= {"loss": total.detach(), **parts}
+        return sums
+    if pools and accumulation > 1:
+        with torch.no_grad(), group.autocast():
+            found = [forward(images, noise).slots_BKD.float() for _, images, noise in _micro_batches(batch, accumulation)]
+        leaf_BKD = torch.cat(found).requires_grad_()
+        total, parts = _pooled(objective, leaf_BKD, batch, group, step)
+        total.backward()  # type: ignore[no-untyped-call]
+        slots_gradient = leaf_BKD.grad
+        add("loss", total)
+        for name, part in parts.items():
+            add(name, part)
+    for rows, images_BCHW, noise_BKD in _micro_batches(batch, accumulation):
+        with group.autocast():
+            output = forward(images_BCHW, noise_BKD)
+        mse = objective.reconstruction_B(output, images_BCHW).sum() / batch.total
+        loss = mse
+        add("mse", mse)
+        if slots_gradient is not None:
+            add("loss", mse)
+            loss = loss + (output.slots_BKD.float() * slots_gradient[rows]).sum()
+        elif pools:
+            term, parts = _pooled(objective, output.slots_BKD.float(), batch, group, step)
+            loss = loss + term
+            add("loss", loss)
+            for name, part in parts.items():
+                add(name, part)
+        else:
+            terms = objective.slot_terms(output.slots_BKD, step=step)
+            weight = images_BCHW.shape[0] / batch.total
+            loss = loss + terms.total * weight
+            add("loss", loss)
+            for name, part in terms.parts.items():
+                add(name, part * weight)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+    return sums

@@ -1,0 +1,67 @@
+"""Preemption is a flag: signals are blocked, one thread waits for them and sets it. Nothing runs in a handler.
+
+SIGUSR2 and SIGTERM (and SIGINT outside Slurm) are blocked from the first instruction, by `env --block-signal=...` in the
+srun line and here again; children inherit the mask, loader workers unblock SIGTERM (`unblock_in_child`).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+
+NOTICES = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass
+class Flag:
+    """Set once a signal asked us to leave; read at step boundaries."""
+
+    _event: threading.Event = field(default_factory=threading.Event)
+    first_signal: int = 0
+    """The first signal that arrived (0: none)."""
+    terminating: bool = False
+    """SIGTERM or SIGINT arrived: this is no mere warning."""
+    raised_at: float = 0.0
+    """Monotonic seconds of the first signal."""
+
+    def raise_(self, number: int) -> None:
+        """Record a signal (from the waiting thread)."""
+        if not self._event.is_set():
+            self.first_signal, self.raised_at = number, time.monotonic()
+        if number != signal.SIGUSR2:
+            self.terminating = True
+        self._event.set()
+
+    def lower(self) -> None:
+        """Take a warning back: a checkpoint was made and nobody is evicting us."""
+        if not self.terminating:
+            self.first_signal = 0
+            self._event.clear()
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep up to `timeout_s`, less when the flag is raised; whether it is."""
+        return self._event.wait(timeout_s)
+
+
+def _watch(flag: Flag) -> None:
+    while True:
+        flag.raise_(signal.sigwait(NOTICES))
+
+
+def install() -> Flag:
+    """Block the notice signals in this thread (and all later ones) and start the one that waits for them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
+    flag = Flag()
+    threading.Thread(target=_watch, args=(flag,), name="signals", daemon=True).start()
+    return flag
+
+
+def unblock_in_child() -> None:
+    """For loader workers: SIGTERM ends them again; SIGUSR2 and SIGINT stay blocked (they are for the rank)."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

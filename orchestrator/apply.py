@@ -1,0 +1,112 @@
+"""The only file that acts: records decisions, submits batches, cancels. Every act is: write intent, act, record.
+
+    dies before the intent is recorded     nothing happened
+    dies between intent and sbatch         the intent ages, the next pass withdraws it and plans the runs again
+    dies between sbatch and the record     the next pass finds the job by its name (the token) and adopts it
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jobs.contract import read_attempts, write_atomically
+from orchestrator.batches import Cut, dependency
+from orchestrator.decide import Action, Adopt, Move, Withdraw
+from orchestrator.errors import ClusterError
+from orchestrator.lifecycle import ACTIVE, RunState
+from orchestrator.local_process import LOCAL_JOB, terminate
+from orchestrator.records import RunRecord
+from orchestrator.slurm.client import Slurm
+from orchestrator.store.runs import Change, Store
+from orchestrator.workspace import Root
+
+
+def record(store: Store, actions: Sequence[Action], *, now: float) -> None:
+    """Write decisions into the store; asks nobody and tells nobody."""
+    moves = [action for action in actions if isinstance(action, Move)]
+    store.apply(
+        [Change(run=move.run, state=move.state, reason=move.reason, missing_since=move.missing_since) for move in moves], now=now
+    )
+    for action in actions:
+        match action:
+            case Adopt():
+                store.submitted(action.token, action.job, now=now)
+            case Withdraw():
+                store.withdrawn(action.token, reason=action.reason, now=now)
+            case Move():
+                pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """What a round of submissions did."""
+
+    arrays: Mapping[str, int] = field(default_factory=dict)
+    """Array job id -> its tasks."""
+    held: Mapping[str, str] = field(default_factory=dict)
+    """Run id -> why it waits."""
+
+
+def newest_attempt(root: Root, run_id: str) -> int:
+    """Number of the newest attempt on disk; 0 when there was none."""
+    return max((attempt.number for attempt in read_attempts(root.run_dir(run_id))), default=0)
+
+
+def submit_batches(root: Root, store: Store, cut: Cut) -> Submitted:
+    """Submit the batches in order; later ones may depend on earlier ones.
+
+    Raises ClusterError when sbatch refuses: that batch and all later ones are planned again, earlier ones stay queued.
+    """
+    from orchestrator.slurm.submit import ArrayRequest, sbatch, write_index
+
+    jobs: list[str] = []
+    for batch in cut.batches:
+        token = secrets.token_hex(6)
+        request = ArrayRequest(
+            token=token,
+            folder=root.slurm / token,
+            tasks=len(batch.runs),
+            resources=batch.resources,
+            dependency=dependency(batch, jobs),
+        )
+        write_index(request, [root.run_dir(run).path.absolute() for run in batch.runs])
+        after = {run: newest_attempt(root, run) for run in batch.runs}
+        for run in batch.runs:
+            root.run_dir(run).cancel_mark.unlink(missing_ok=True)
+        store.intend(token, batch.runs, after=after, now=time.time())
+        try:
+            job = sbatch(request)
+        except ClusterError as error:
+            store.withdrawn(token, reason=str(error.problems[0].what), now=time.time())
+            raise
+        store.submitted(token, job, now=time.time())
+        jobs.append(job)
+    sizes = {job: len(batch.runs) for job, batch in zip(jobs, cut.batches, strict=True)}
+    hold(store, cut.held)
+    return Submitted(arrays=sizes, held=cut.held)
+
+
+def hold(store: Store, held: Mapping[str, str]) -> None:
+    """Record why planned runs are not submitted."""
+    store.apply([Change(run=run, state=RunState.PLANNED, reason=reason) for run, reason in held.items()], now=time.time())
+
+
+def cancel(root: Root, store: Store, slurm: Slurm | None, runs: Iterable[RunRecord]) -> list[str]:
+    """Cancel runs: first the mark (no job with it ever requeues itself), then scancel, then the record. The ids cancelled."""
+    chosen = [run for run in runs if run.state in ACTIVE or run.state is RunState.PLANNED]
+    for run in chosen:
+        write_atomically(root.run_dir(run.id).cancel_mark, f"{time.time()}\n")
+    tasks = [run.job for run in chosen if run.job and not run.job.startswith(LOCAL_JOB)]
+    for run in chosen:
+        if run.job.startswith(LOCAL_JOB) and run.state is RunState.RUNNING:
+            terminate(run.job)
+    if slurm is not None and tasks:
+        slurm.cancel(tasks)
+    waiting = [run for run in chosen if run.state is not RunState.RUNNING]
+    store.apply([Change(run=run.id, state=RunState.CANCELLED, reason="cancelled") for run in waiting], now=time.time())
+    return [run.id for run in chosen]
+
+

@@ -1,0 +1,129 @@
+"""`orch status`: where all runs stand, in one screen. Imports neither torch nor mlflow nor pydantic."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from orchestrator import cluster, tick
+from orchestrator.cli.common import Desk, find_runs, json_option, open_desk
+from orchestrator.errors import ClusterError
+from orchestrator.lifecycle import ACTIVE, RESUMABLE, RunState
+from orchestrator.records import RunRecord
+
+ORDER = (
+    RunState.RUNNING, RunState.QUEUED, RunState.SUBMITTING, RunState.PLANNED, RunState.DONE, RunState.FAILED,
+    RunState.TIMED_OUT, RunState.LOST, RunState.CANCELLED, RunState.STOPPED,
+)  # fmt: skip
+SHOWN = 20
+
+
+def progress_of(desk: Desk, record: RunRecord) -> str:
+    """`63 %` of a running run, from its journal's last line."""
+    from jobs.journal import last_entry
+
+    entry = last_entry(desk.root.run_dir(record.id).journals)
+    if entry is None:
+        return "starting"
+    return f"step {entry.step}" + (f" of {record.steps} ({100 * entry.step // record.steps} %)" if record.steps else "")
+
+
+def counts_line(records: Mapping[str, RunRecord]) -> str:
+    """`12 runs: 4 running, 8 done`."""
+    counts = Counter(record.state for record in records.values())
+    parts = [f"{counts[state]} {state.value.replace('_', ' ')}" for state in ORDER if counts[state]]
+    return f"{len(records)} runs: " + (", ".join(parts) or "none")
+
+
+def detail_lines(desk: Desk, records: Mapping[str, RunRecord]) -> list[str]:
+    """The runs that a person wants to see: running ones, then those that need help, then what waits and why."""
+    lines: list[str] = []
+    groups: Sequence[tuple[str, list[RunRecord]]] = (
+        ("running", [one for one in records.values() if one.state is RunState.RUNNING]),
+        ("ended without finishing", [one for one in records.values() if one.state in RESUMABLE]),
+        ("waiting", [one for one in records.values() if one.state in (RunState.PLANNED, RunState.QUEUED) and one.reason]),
+    )
+    for title, members in groups:
+        if members:
+            lines.append(f"{title}:")
+        for one in members[:SHOWN]:
+            what = progress_of(desk, one) if one.state is RunState.RUNNING else f"{one.state.value.replace('_', ' ')}: {one.reason}"
+            lines.append(f"  {one.id:<24} {one.job:<12} {what}")
+        if len(members) > SHOWN:
+            lines.append(f"  ... and {len(members) - SHOWN} more (`--json` has all)")
+    return lines
+
+
+def behind_line(desk: Desk) -> str:
+    """How far the tracker is behind: runs with journals newer than the last shipping."""
+    marks = desk.root.path / "tracker_marks.json"
+    shipped = marks.stat().st_mtime if marks.exists() else 0.0
+    row = desk.store.connection.execute(
+        "SELECT count(*) AS n FROM runs WHERE state NOT IN ('planned', 'queued', 'submitting') AND updated_at > ?", (shipped,)
+    ).fetchone()
+    return f"tracker: {row['n']} runs changed since the last shipping (`orch sync`)" if row["n"] else "tracker: up to date"
+
+
+def render(desk: Desk, typed: Sequence[str], trouble: str) -> str:
+    """The whole screen."""
+    records = find_runs(desk.store, typed)
+    lines = [trouble] if trouble else []
+    names = desk.store.sweeps() if not typed else []
+    for name in names:
+        row = desk.store.sweep_row(name)
+        lines.append(f"{name}: {counts_line(desk.store.of_sweep(name))}" + (f"  ({row['title']})" if row and row["title"] else ""))
+    if len(names) != 1:
+        lines.append(counts_line(records))
+    lines += detail_lines(desk, records)
+    lines.append(behind_line(desk))
+    resumable = sum(1 for record in records.values() if record.state in RESUMABLE)
+    if resumable:
+        lines.append(f"hint: `orch resume` continues {resumable} run{'s' if resumable != 1 else ''} from the last checkpoint")
+    return "\n".join(lines)
+
+
+def status_json(desk: Desk, typed: Sequence[str]) -> str:
+    """Every run with its state, for scripts."""
+    return json.dumps(
+        [
+            {"id": one.id, "kind": one.kind, "state": one.state.value, "reason": one.reason, "job": one.job, "steps": one.steps}
+            for one in find_runs(desk.store, typed).values()
+        ],
+        indent=1,
+    )
+
+
+def refresh(desk: Desk) -> str:
+    """Look once and record facts; what went wrong, if Slurm did not answer. Only looks at Slurm when something is active."""
+    with desk.root.lock(wait=False) as mine:
+        if not mine:
+            return "another orch is at work on this root; showing what is recorded"
+        try:
+            tick.look(desk.root, desk.store, cluster.find_slurm())
+        except ClusterError as error:
+            return f"Slurm did not answer, showing what is recorded: {error.problems[0].what}"
+    return ""
+
+
+@click.command("status")
+@click.argument("what", nargs=-1)
+@click.option("--watch", is_flag=True, help="Look again every few seconds until nothing is active.")
+@json_option
+@click.pass_obj
+def command(root: Path, what: tuple[str, ...], watch: bool, as_json: bool) -> None:
+    """Show where all runs stand, or those of a sweep or of some runs (WHAT)."""
+    with open_desk(root) as desk:
+        while True:
+            trouble = refresh(desk)
+            text = status_json(desk, what) if as_json else render(desk, what, trouble)
+            if watch and not as_json:
+                click.clear()
+            click.echo(text)
+            if not watch or not any(one.state in ACTIVE for one in find_runs(desk.store, what).values()):
+                return
+            time.sleep(5.0)

@@ -1,0 +1,156 @@
+"""From a batch of runs to one sbatch array: submitit renders and submits; its pickles and its wrapper are not used.
+
+The script's name carries the submission token, its index table says which array index is which run, and every task is
+`python -m jobs RUN_DIR` under `srun`, one task per GPU. Golden scripts in tests/slurm/golden show the whole text.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import ClusterError, Problem
+
+JOB_PREFIX = "orch-"
+"""Job names are `orch-<token>`: sacct's comment comes back empty on many sites, the name does not."""
+DROPPED = ("submitit_folder", "max_num_timeout", "stderr_to_stdout", "name", "_target_")
+"""Launcher keys that mean something to hydra-submitit-launcher alone."""
+KEPT_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SLURM_CONF")
+"""What sbatch (and so the job) inherits: nothing of an enclosing job, and no secrets."""
+SBATCH_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayRequest:
+    """One sbatch call, before it is made; renders itself without I/O."""
+
+    token: str
+    folder: Path
+    """ROOT/slurm/TOKEN."""
+    tasks: int
+    resources: Mapping[str, Any]
+    """Values of the launcher's schema."""
+    dependency: str = ""
+    python: str = sys.executable
+
+    @property
+    def index_table(self) -> Path:
+        """One run directory per line; the line number is the array index."""
+        return self.folder / "index"
+
+    def parameters(self) -> dict[str, Any]:
+        """Keyword arguments for submitit's executor."""
+        chosen = {key: value for key, value in self.resources.items() if key not in DROPPED and value is not None}
+        if not chosen.get("tasks_per_node") or (chosen["tasks_per_node"] == 1 and chosen.get("gpus_per_node")):
+            chosen["tasks_per_node"] = max(1, int(chosen.get("gpus_per_node") or 1))
+        delay = int(chosen.get("signal_delay_s", 120))
+        log = str(self.folder / "batch.log")
+        extra = {"requeue": True, "kill-on-invalid-dep": "yes", "output": log, "error": log}
+        chosen["additional_parameters"] = extra | dict(chosen.get("additional_parameters", {}))
+        chosen["additional_parameters"]["export"] = "ALL"
+        chosen["signal_delay_s"] = delay
+        chosen["setup"] = [*self._setup(delay), *chosen.get("setup", [])]
+        chosen["array_parallelism"] = int(chosen.get("array_parallelism") or self.tasks)
+        if self.dependency:
+            chosen["dependency"] = self.dependency
+        chosen.setdefault("wckey", None)  # submitit's own would be refused where keys are tracked
+        return chosen | {"job_name": f"{JOB_PREFIX}{self.token}", "use_srun": False, "stderr_to_stdout": True}
+
+    def _setup(self, signal_delay_s: int) -> list[str]:
+        return [
+            f'RUN_DIR="$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.index_table))})"',
+            'cd "$RUN_DIR" || exit 2',
+            f"export ORCH_TOKEN={shlex.quote(self.token)} ORCH_SIGNAL_DELAY_S={signal_delay_s}",
+            'export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code" PYTHONUNBUFFERED=1',
+            "export CUBLAS_WORKSPACE_CONFIG=:4096:8",
+            # srun does not take it over from sbatch since Slurm 22.05
+            *([f"export SRUN_CPUS_PER_TASK={int(cpus)}"] if (cpus := self.resources.get("cpus_per_task")) else []),
+        ]
+
+    def command(self) -> str:
+        """The script's last line. The notice signals are blocked before Python's first instruction."""
+        return (
+            "exec srun --unbuffered --kill-on-bad-exit=1 --open-mode=append "
+            '--output="$RUN_DIR/logs/%A_%a.%t.log" --error="$RUN_DIR/logs/%A_%a.%t.log" '
+            f'env --block-signal=USR2 --block-signal=TERM {shlex.quote(self.python)} -m jobs "$RUN_DIR"'
+        )
+
+    def script(self) -> str:
+        """The whole sbatch script."""
+        return _executor(self)._make_submission_file_text(self.command(), self.token)
+
+
+def _executor(request: ArrayRequest) -> Any:
+    """A SlurmExecutor that renders our command as an array; imported late to keep `orch status` light."""
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class OrchExecutor(SlurmExecutor):  # type: ignore[misc]  # submitit's classes are untyped here
+        """submitit's renderer, without pickles or the in-job wrapper."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 2  # rendering needs no srun; submitting reports a missing sbatch by itself
+
+    executor = OrchExecutor(folder=request.folder)
+    try:
+        executor.update_parameters(**executor._convert_parameters(request.parameters()))
+    except (ValueError, TypeError) as error:
+        raise ClusterError(Problem(what=f"submitit does not take these resources: {error}", where="resources")) from error
+    executor.parameters["map_count"] = request.tasks
+    return executor
+
+
+def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for sbatch: an allow-list, so that no SLURM_ variable of an enclosing job and no secret leaks."""
+    return {name: environ[name] for name in KEPT_VARIABLES if name in environ}
+
+
+def write_index(request: ArrayRequest, run_dirs: Sequence[Path]) -> None:
+    """Write the index table and the script: part of the intent, on disk before sbatch is called."""
+    request.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for run_dir in run_dirs:
+        if "\n" in str(run_dir):
+            raise ValueError(f"a newline in a run directory's path: {run_dir!r}")
+    request.index_table.write_text("".join(f"{run_dir}\n" for run_dir in run_dirs), encoding="utf-8")
+    (request.folder / "submission.sh").write_text(request.script(), encoding="utf-8")
+
+
+def sbatch(request: ArrayRequest) -> str:
+    """Submit the script; the array's job id. Raises ClusterError with sbatch's own words when it refuses.
+
+    A time-out raises TimeoutError: whether the job exists is unknown, and the next pass finds it by its name.
+    """
+    from submitit.slurm.slurm import SlurmExecutor
+
+    path = request.folder / "submission.sh"
+    try:
+        done = subprocess.run(
+            ["sbatch", str(path)],
+            capture_output=True,
+            text=True,
+            timeout=SBATCH_TIMEOUT_S,
+            env=clean_environment(os.environ),
+            cwd=request.folder,
+        )
+    except FileNotFoundError as error:
+        raise ClusterError(
+            Problem(what="`sbatch` is not on the PATH", hint="submit from a login node, or run here with `--local`")
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"sbatch did not answer within {SBATCH_TIMEOUT_S:.0f} s") from error
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip()
+        raise ClusterError(
+            Problem(
+                what=f"sbatch refused: {said}",
+                where=str(path),
+                hint="compare `resources:` of the sweep with `orch doctor`",
+            )
+        )
+    return str(SlurmExecutor._get_job_id_from_submission_command(done.stdout))

@@ -1,0 +1,31 @@
+"""What happened, in order: one line per fact. Append-only."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One fact about a run, a submission or a sweep."""
+
+    at: float
+    subject: str
+    what: str
+    detail: str = ""
+
+
+def append(connection: sqlite3.Connection, events: Iterable[Event]) -> None:
+    """Add events (inside the caller's transaction)."""
+    connection.executemany(
+        "INSERT INTO events (at, subject, what, detail) VALUES (?, ?, ?, ?)",
+        ((event.at, event.subject, event.what, event.detail) for event in events),
+    )
+
+
+def of_subject(connection: sqlite3.Connection, subject: str) -> list[Event]:
+    """All events about one subject, oldest first."""
+    rows = connection.execute("SELECT * FROM events WHERE subject = ? ORDER BY rowid", (subject,))
+    return [Event(at=row["at"], subject=row["subject"], what=row["what"], detail=row["detail"]) for row in rows]

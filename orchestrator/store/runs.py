@@ -1,0 +1,264 @@
+"""Runs, submissions and cells in the store. Every method is one transaction, or says that it needs the caller's."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.lifecycle import ACTIVE, RunState, check_transition
+from orchestrator.records import CellRecord, RunRecord, SubmissionRecord
+from orchestrator.store import events
+from orchestrator.store.events import Event
+from orchestrator.store.schema import open_store, transaction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A new state of one run, with the fields that change along."""
+
+    run: str
+    state: RunState
+    reason: str = ""
+    job: str | None = None
+    token: str | None = None
+    after_attempt: int | None = None
+    missing_since: float | None = None
+
+
+_UNANSWERED = (RunState.SUBMITTING.value, RunState.PLANNED.value)
+"""States of a run whose submission has no recorded answer; planned: withdrawn too early."""
+
+
+def _run(row: sqlite3.Row) -> RunRecord:
+    return RunRecord(
+        id=row["id"],
+        kind=row["kind"],
+        state=RunState(row["state"]),
+        reason=row["reason"],
+        needs=json.loads(row["needs"]),
+        resources=json.loads(row["resources"]),
+        code_tree=row["code_tree"],
+        steps=row["steps"],
+        token=row["token"],
+        job=row["job"],
+        after_attempt=row["after_attempt"],
+        missing_since=row["missing_since"],
+        updated_at=row["updated_at"],
+    )
+
+
+class Store:
+    """The control plane's memory. Jobs never open it."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = open_store(path)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.connection.close()
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def runs(self, ids: Iterable[str] | None = None) -> dict[str, RunRecord]:
+        """All runs, or those named; unknown ids are left out."""
+        if ids is None:
+            rows = self.connection.execute("SELECT * FROM runs ORDER BY rowid")
+            return {row["id"]: _run(row) for row in rows}
+        found: dict[str, RunRecord] = {}
+        for one in ids:
+            row = self.connection.execute("SELECT * FROM runs WHERE id = ?", (one,)).fetchone()
+            if row is not None:
+                found[one] = _run(row)
+        return found
+
+    def of_sweep(self, sweep: str) -> dict[str, RunRecord]:
+        """The runs that serve a sweep."""
+        rows = self.connection.execute(
+            "SELECT runs.* FROM runs JOIN members ON members.run = runs.id WHERE members.sweep = ? ORDER BY runs.rowid", (sweep,)
+        )
+        return {row["id"]: _run(row) for row in rows}
+
+    def sweeps_of(self, run: str) -> list[str]:
+        """Names of the sweeps that need a run."""
+        return [row["sweep"] for row in self.connection.execute("SELECT sweep FROM members WHERE run = ? ORDER BY sweep", (run,))]
+
+    def sweeps(self) -> list[str]:
+        """Names of all submitted sweeps, oldest first."""
+        return [row["name"] for row in self.connection.execute("SELECT name FROM sweeps ORDER BY submitted_at")]
+
+    def sweep_row(self, name: str) -> Mapping[str, Any] | None:
+        """Path, title, definition, comment and time of a submitted sweep."""
+        row = self.connection.execute("SELECT * FROM sweeps WHERE name = ?", (name,)).fetchone()
+        return None if row is None else dict(row)
+
+    def cells(self, sweep: str) -> list[CellRecord]:
+        """The cells of a sweep as last submitted."""
+        rows = self.connection.execute("SELECT coordinates, runs FROM cells WHERE sweep = ? ORDER BY rowid", (sweep,))
+        return [CellRecord(coordinates=json.loads(row["coordinates"]), runs=json.loads(row["runs"])) for row in rows]
+
+    def unanswered(self, *, since: float) -> list[SubmissionRecord]:
+        """Submissions without a recorded job: all intended ones, and those withdrawn since then (seconds since the epoch)."""
+        rows = self.connection.execute(
+            "SELECT * FROM submissions WHERE state = 'intended' OR (state = 'withdrawn' AND created_at > ?) ORDER BY created_at",
+            (since,),
+        )
+        return [
+            SubmissionRecord(
+                token=row["token"], state=row["state"], job=row["job"], tasks=row["tasks"], created_at=row["created_at"]
+            )
+            for row in rows
+        ]
+
+    def tasks(self, token: str) -> list[str]:
+        """Run ids of a submission by array index."""
+        rows = self.connection.execute("SELECT run FROM tasks WHERE token = ? ORDER BY position", (token,))
+        return [row["run"] for row in rows]
+
+    def events_of(self, subject: str) -> list[Event]:
+        """What happened to a run, oldest first."""
+        return events.of_subject(self.connection, subject)
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        *,
+        name: str,
+        path: str,
+        title: str,
+        definition: str,
+        comment: str,
+        cells: Sequence[CellRecord],
+        runs: Iterable[RunRecord],
+        partial: bool,
+    ) -> list[str]:
+        """Put a planned sweep into the store; returns the ids that are new. Known runs keep their state.
+
+        `partial`: cells that are not given keep what they had; otherwise they are forgotten.
+        """
+        now = time.time()
+        members = sorted({run for cell in cells for run in cell.runs.values()})
+        with transaction(self.connection):
+            self.connection.execute(
+                "INSERT OR REPLACE INTO sweeps (name, path, title, definition, comment, submitted_at) VALUES (?, ?, ?, ?, ?, ?)",
+                (name, path, title, definition, comment, now),
+            )
+            if not partial:
+                for table in ("cells", "members"):
+                    self.connection.execute(f"DELETE FROM {table} WHERE sweep = ?", (name,))
+            self.connection.executemany(
+                "INSERT OR REPLACE INTO cells (sweep, coordinates, runs) VALUES (?, ?, ?)",
+                ((name, json.dumps(dict(cell.coordinates)), json.dumps(dict(cell.runs))) for cell in cells),
+            )
+            self.connection.executemany("INSERT OR IGNORE INTO members (sweep, run) VALUES (?, ?)", ((name, run) for run in members))
+            known = {row["id"] for row in self.connection.execute("SELECT id FROM runs")}
+            fresh = [run for run in runs if run.id not in known]
+            self.connection.executemany(
+                "INSERT INTO runs (id, kind, state, reason, needs, resources, code_tree, steps, updated_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (
+                        run.id,
+                        run.kind,
+                        run.state.value,
+                        run.reason,
+                        json.dumps(dict(run.needs), sort_keys=True),
+                        json.dumps(dict(run.resources), sort_keys=True),
+                        run.code_tree,
+                        run.steps,
+                        now,
+                    )
+                    for run in fresh
+                ),
+            )
+            events.append(self.connection, (Event(at=now, subject=run.id, what="planned", detail=name) for run in fresh))
+        return [run.id for run in fresh]
+
+    def withdraw(self, sweep: str, runs: Iterable[str], *, keep_sweep: bool) -> None:
+        """Take back an `add` whose submission was refused: the new runs, and the sweep unless it was known before."""
+        with transaction(self.connection):
+            for run in runs:
+                for table, column in (("runs", "id"), ("members", "run"), ("events", "subject"), ("tasks", "run")):
+                    self.connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (run,))
+            if not keep_sweep:
+                for table, column in (("sweeps", "name"), ("cells", "sweep"), ("members", "sweep")):
+                    self.connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (sweep,))
+
+    def apply(self, changes: Sequence[Change], *, now: float) -> None:
+        """Move runs to new states, each step checked against the lifecycle, with one event per change of state."""
+        if not changes:
+            return
+        with transaction(self.connection):
+            for change in changes:
+                row = self.connection.execute("SELECT * FROM runs WHERE id = ?", (change.run,)).fetchone()
+                if row is None:
+                    continue
+                old = RunState(row["state"])
+                check_transition(old, change.state)
+                job = row["job"] if change.job is None else change.job
+                token = row["token"] if change.token is None else change.token
+                after = row["after_attempt"] if change.after_attempt is None else change.after_attempt
+                self.connection.execute(
+                    "UPDATE runs SET state = ?, reason = ?, job = ?, token = ?, after_attempt = ?, missing_since = ?,"
+                    " updated_at = ? WHERE id = ?",
+                    (change.state.value, change.reason, job, token, after, change.missing_since, now, change.run),
+                )
+                if old is not change.state or (change.job and change.job != row["job"]):
+                    detail = " ".join(part for part in (change.reason, job) if part)
+                    events.append(self.connection, [Event(at=now, subject=change.run, what=change.state.value, detail=detail)])
+
+    def intend(self, token: str, runs: Sequence[str], *, after: Mapping[str, int], now: float) -> None:
+        """Record a submission before it is made: its token and which array index is which run."""
+        with transaction(self.connection):
+            self.connection.execute(
+                "INSERT INTO submissions (token, state, tasks, created_at) VALUES (?, 'intended', ?, ?)", (token, len(runs), now)
+            )
+            self.connection.executemany(
+                "INSERT INTO tasks (token, position, run) VALUES (?, ?, ?)", ((token, i, run) for i, run in enumerate(runs))
+            )
+            for run in runs:
+                row = self.connection.execute("SELECT state FROM runs WHERE id = ?", (run,)).fetchone()
+                check_transition(RunState(row["state"]), RunState.SUBMITTING)
+                self.connection.execute(
+                    "UPDATE runs SET state = ?, reason = '', token = ?, job = '', after_attempt = ?, missing_since = NULL,"
+                    " updated_at = ? WHERE id = ?",
+                    (RunState.SUBMITTING.value, token, after.get(run, 0), now, run),
+                )
+            events.append(self.connection, (Event(at=now, subject=run, what="submitting", detail=token) for run in runs))
+
+    def submitted(self, token: str, job: str, *, now: float) -> None:
+        """Record Slurm's answer: task i of the submission is `<job>_<i>`."""
+        with transaction(self.connection):
+            self.connection.execute("UPDATE submissions SET state = 'submitted', job = ? WHERE token = ?", (job, token))
+            rows = self.connection.execute("SELECT position, run FROM tasks WHERE token = ?", (token,)).fetchall()
+            self.connection.executemany(
+                "UPDATE runs SET state = ?, job = ?, updated_at = ? WHERE id = ? AND token = ? AND state IN (?, ?)",
+                (
+                    (RunState.QUEUED.value, f"{job}_{row['position']}", now, row["run"], token, *_UNANSWERED)
+                    for row in rows
+                ),
+            )
+            events.append(
+                self.connection,
+                (Event(at=now, subject=row["run"], what="queued", detail=f"{job}_{row['position']}") for row in rows),
+            )
+
+    def withdrawn(self, token: str, *, reason: str, now: float) -> None:
+        """Record that a submission never happened: its runs are planned again."""
+        with transaction(self.connection):
+            self.connection.execute("UPDATE submissions SET state = 'withdrawn' WHERE token = ?", (token,))
+            self.connection.execute(
+                "UPDATE runs SET state = ?, reason = ?, updated_at = ? WHERE token = ? AND state = ?",
+                (RunState.PLANNED.value, reason, now, token, RunState.SUBMITTING.value),
+            )
+
+    def any_active(self) -> bool:
+        """Whether some run may be in somebody's hands."""
+        marks = ",".join("?" for _ in ACTIVE)
+        row = self.connection.execute(f"SELECT 1 FROM runs WHERE state IN ({marks}) LIMIT 1", [one.value for one in ACTIVE])
+        return row.fetchone() is not None

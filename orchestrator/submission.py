@@ -1,0 +1,142 @@
+"""From a sweep file to frozen runs in the store: load, expand, plan, check the site, snapshot the code, freeze. Queues nothing.
+
+Everything that can be wrong is found before the first write; a refused submission is taken back by `undo`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jobs
+from jobs.environment import fingerprint
+from jobs.spec import CountSpec, FrozenRun, MultiDSpritesSpec, TrainSpec
+from orchestrator import workspace
+from orchestrator.errors import Problem, UserError
+from orchestrator.lifecycle import RunState
+from orchestrator.records import CellRecord, RunRecord
+from orchestrator.site import Site, check_resources
+from orchestrator.store.runs import Store
+from orchestrator.sweep.compose import Composer
+from orchestrator.sweep.expand import expand
+from orchestrator.sweep.grammar import load_sweep
+from orchestrator.sweep.plan import Known, Plan, PlannedRun, plan
+from orchestrator.workspace import Root
+
+
+def checkout() -> Path:
+    """The folder that holds the packages which jobs import: the user's working copy."""
+    return Path(jobs.__file__).resolve().parent.parent
+
+
+def data_content(path: str) -> str:
+    """sha256 of a data file, after checking that it is what it should be; raises UserError."""
+    from jobs.data.errors import DataError
+    from jobs.data.source import check_source, content_hash
+
+    try:
+        check_source(MultiDSpritesSpec(path=path, generator=None))
+        return content_hash(Path(path))
+    except DataError as error:
+        raise UserError(Problem(what=str(error), where="data.path", value=path)) from error
+
+
+def make_plan(path: Path, store: Store | None, *, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> Plan:
+    """What the sweep means today, beside what the store knows; raises UserError with every problem."""
+    sweep = load_sweep(path)
+    cells = expand(sweep, only=only, overrides=overrides)
+    known = {} if store is None else store.runs()
+
+    def existing(run_id: str) -> Known | None:
+        record = known.get(run_id)
+        return None if record is None else Known(state=record.state, code_tree=record.code_tree)
+
+    return plan(
+        sweep,
+        cells,
+        Composer(checkout() / "jobs" / "conf"),
+        content=data_content,
+        existing=existing,
+        code_tree=workspace.tree_hash(checkout()),
+    )
+
+
+def check_site(made: Plan, site: Site) -> None:
+    """Raise UserError when a step asks for what no node of the site has."""
+    problems: list[Problem] = []
+    for step in made.sweep.pipeline:
+        used = next((run.resources for run in made.runs.values() if run.step == step), {})
+        problems += check_resources(site, used, where=f"{made.sweep.path}: resources.{step}")
+    if problems:
+        raise UserError(*problems)
+
+
+def steps_of(run: PlannedRun) -> int:
+    """How many steps the whole run has; 0 when it does not count steps."""
+    return run.spec.steps if isinstance(run.spec, TrainSpec | CountSpec) else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """What freezing a plan added."""
+
+    sweep: str
+    new: tuple[str, ...]
+    sweep_was_known: bool
+
+
+def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool) -> Frozen:
+    """Write the plan: code snapshot, run directories with their specs, store. Can run again; known runs stay as they are.
+
+    `partial`: the plan holds a selection of the sweep's cells; the others keep what they had.
+    """
+    snapshot = workspace.snapshot_code(root, checkout())
+    environment = fingerprint()
+    rows: list[RunRecord] = []
+    for run in made.runs.values():
+        frozen = FrozenRun(
+            id=run.id,
+            config=run.spec,
+            needs=dict(run.needs),
+            code_tree=snapshot.tree,
+            code_commit=snapshot.commit,
+            code_dirty=snapshot.dirty,
+            environment=environment,
+        )
+        if run.known is None:
+            workspace.freeze(root, run.id, frozen.model_dump(mode="json"), tree=snapshot.tree)
+        rows.append(
+            RunRecord(
+                id=run.id,
+                kind=run.kind,
+                state=RunState.PLANNED,
+                needs=run.needs,
+                resources=run.resources,
+                code_tree=snapshot.tree,
+                steps=steps_of(run),
+            )
+        )
+    os.sync()  # one flush for thousands of small files
+    name = made.sweep.name
+    was_known = store.sweep_row(name) is not None
+    new = store.add(
+        name=name,
+        path=str(Path(made.sweep.path).absolute()),
+        title=made.sweep.title,
+        definition=made.sweep.text,
+        comment=comment,
+        cells=[CellRecord(coordinates=cell.cell.coordinates, runs=cell.runs) for cell in made.cells if cell.cell.cite is None],
+        runs=rows,
+        partial=partial,
+    )
+    return Frozen(sweep=name, new=tuple(new), sweep_was_known=was_known)
+
+
+def undo(frozen: Frozen, root: Root, store: Store) -> None:
+    """Take a freeze back after a refused submission: new runs, their directories, and the sweep if it was new."""
+    started = [run for run, record in store.runs(frozen.new).items() if record.state is not RunState.PLANNED]
+    fresh = [run for run in frozen.new if run not in started]
+    store.withdraw(frozen.sweep, fresh, keep_sweep=frozen.sweep_was_known or bool(started))
+    workspace.discard(root, fresh)

@@ -1,0 +1,62 @@
+"""One pass: observe, decide, record. `orch status` does this much; submit and resume then act on what is planned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from orchestrator import apply
+from orchestrator.batches import Limits, cut
+from orchestrator.cluster import user_name
+from orchestrator.decide import decide
+from orchestrator.lifecycle import ACTIVE, RunState
+from orchestrator.observe import observe
+from orchestrator.policy import Policy
+from orchestrator.records import RunRecord
+from orchestrator.slurm.client import Slurm
+from orchestrator.snapshot import Snapshot
+from orchestrator.store.runs import Store
+from orchestrator.workspace import Root
+
+DAY_S = 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What one look found: the records after it, and the snapshot behind them."""
+
+    records: Mapping[str, RunRecord]
+    snapshot: Snapshot
+
+
+def look(root: Root, store: Store, slurm: Slurm | None, *, policy: Policy | None = None, now: float | None = None) -> Pass:
+    """Observe and record facts. Looks once more when a submission was adopted, so that its runs are seen at once."""
+    policy = policy or Policy()
+    for _ in range(2):
+        at = time.time() if now is None else now
+        records = store.runs()
+        unanswered = store.unanswered(since=at - DAY_S)
+        snapshot = observe(root, records, unanswered, slurm, user=user_name(), now=at)
+        actions = decide(records, unanswered, snapshot, policy, at)
+        apply.record(store, actions, now=at)
+        if not any(isinstance(action, apply.Adopt) for action in actions):
+            break
+    return Pass(records=store.runs() if actions else records, snapshot=snapshot)
+
+
+def submit_planned(root: Root, store: Store, ids: Iterable[str], limits: Limits) -> apply.Submitted:
+    """Queue the planned runs among `ids`, and planned runs that they need."""
+    records = store.runs()
+    wanted: dict[str, RunRecord] = {}
+    pending = [run for run in ids if run in records]
+    while pending:
+        run = pending.pop()
+        if run not in wanted and records[run].state is RunState.PLANNED:
+            wanted[run] = records[run]
+            pending += [need for need in records[run].needs.values() if need in records]
+    planned = [record for run, record in records.items() if run in wanted]
+    if limits.max_tasks is not None:
+        queued = sum(1 for record in records.values() if record.state in ACTIVE)
+        limits = Limits(max_array_size=limits.max_array_size, max_tasks=max(0, limits.max_tasks - queued))
+    return apply.submit_batches(root, store, cut(planned, records, limits))
