@@ -130,9 +130,9 @@ def join(run: Run, *, precision: Literal["fp32", "tf32", "bf16"], timeout_s: flo
     cuda = torch.cuda.is_available()
     torch.set_num_threads(run.frozen.config.runtime.threads)
     configure_precision(precision)
-    os.environ |= {"RANK": str(place.rank), "WORLD_SIZE": str(place.world_size), "LOCAL_RANK": str(place.local_rank)}
     side = None
     if place.world_size > 1:
+        os.environ |= {"RANK": str(place.rank), "WORLD_SIZE": str(place.world_size), "LOCAL_RANK": str(place.local_rank)}
         store = dist.TCPStore(
             place.address,
             run.port,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -192,7 +193,7 @@ def parse_fields(line: str) -> dict[str, str]:
     """`Key=value Key=value ...` with blanks inside values; the first of a repeated key counts."""
     found: dict[str, str] = {}
     marks = list(_KEY.finditer(line))
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+    for mark, following in itertools.zip_longest(marks, marks[1:]):
         end = len(line) if following is None else following.start()
         found.setdefault(mark[1], line[mark.end() : end].strip())
     return found
