@@ -163,8 +163,8 @@ def _seconds(config: Mapping[str, str], key: str, default: int) -> int:
 def _requeue_delay_s(auth_info: str) -> int:
     for option in auth_info.split(","):
         key, _, value = option.partition("=")
-        if key.strip() == "cred_expire" and (found := parse_count(value.strip())) is not None:
-            return found
+        if key.strip() == "cred_expire" and (found := parse_count(value.strip() or "0")) is not None:
+            return found if found >= 5 else 120  # Slurm refuses less than 5 and takes its default
     return 120
 
 

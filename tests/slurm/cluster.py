@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -25,8 +26,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+if __package__ in (None, ""):  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.slurm.configuration import Options, character_devices, free_ports, slurm_conf
 
 REAPER = Path(__file__).with_name("reaper.py")
 NEEDED = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun")
@@ -36,29 +41,6 @@ SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/us
 
 class PrivateClusterError(RuntimeError):
     """The private cluster did not do what a test needs of it; carries the ends of the logs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a test may vary. The defaults are quick: short delays everywhere."""
-
-    nodes: int = 2
-    cpus: int = 8
-    gpus: int = 4
-    memory_mib: int = 16_000
-    preempt_mode: str = "REQUEUE"
-    """Of `low`: REQUEUE or CANCEL."""
-    grace_s: int = 10
-    """GraceTime of `low` and `low_cancel`."""
-    user_signal: bool = True
-    """preempt_send_user_signal: an eviction delivers the job's `--signal` instead of SIGTERM."""
-    accounting: bool = True
-    max_array_size: int = 1001
-    max_job_count: int = 40_000
-    min_job_age_s: int = 300
-    kill_wait_s: int = 5
-    cred_expire_s: int = 5
-    """Also how long a requeued job waits before it may start again."""
 
 
 def missing_programs(accounting: bool = True) -> list[str]:
@@ -72,22 +54,6 @@ def _program(name: str) -> str:
     if found is None:
         raise PrivateClusterError(f"{name} is not installed: apt-get install slurm-wlm slurmdbd mariadb-server")
     return found
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-
-
-def _character_devices(count: int) -> list[str]:
-    """Devices that stand in for GPUs; Slurm only looks at their existence (gres.conf refuses plain files)."""
-    usual = [f"/dev/tty{number}" for number in range(10, 64)]
-    found = [name for name in usual if Path(name).is_char_device()]
-    others = sorted(str(path) for path in Path("/dev").iterdir() if path.is_char_device() and str(path) not in found)
-    return (found + others)[:count]
 
 
 class SlurmCluster:
@@ -169,19 +135,23 @@ class SlurmCluster:
     def _start_accounting(self) -> None:
         here = self.directory
         data = here / "mariadb"
-        (mysql_port, self._dbd_port) = _free_ports(2)
+        (mysql_port, self._dbd_port) = free_ports(2)
         subprocess.run(
-            [_program("mariadb-install-db"), "--no-defaults", f"--datadir={data}", "--skip-test-db", "--skip-name-resolve"]
-            + ["--auth-root-authentication-method=normal", "--user=root"],
+            [
+                *(_program("mariadb-install-db"), "--no-defaults", f"--datadir={data}", "--skip-test-db"),
+                *("--skip-name-resolve", "--auth-root-authentication-method=normal", "--user=root"),
+            ],
             check=True,
             capture_output=True,
         )
         self._spawn(
             "mariadb",
-            [_program("mariadbd"), "--no-defaults", f"--datadir={data}", f"--socket={here}/mariadb.sock", "--user=root"]
-            + ["--bind-address=127.0.0.1", f"--port={mysql_port}", f"--pid-file={here}/mariadb.pid", "--skip-grant-tables"]
-            + ["--skip-networking=0", "--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=64M", "--skip-log-bin"]
-            + ["--innodb-lock-wait-timeout=900", "--innodb-log-file-size=16M"],
+            [
+                *(_program("mariadbd"), "--no-defaults", f"--datadir={data}", f"--socket={here}/mariadb.sock", "--user=root"),
+                *("--bind-address=127.0.0.1", f"--port={mysql_port}", f"--pid-file={here}/mariadb.pid"),
+                *("--skip-grant-tables", "--skip-networking=0", "--skip-log-bin", "--innodb-flush-log-at-trx-commit=0"),
+                *("--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900", "--innodb-log-file-size=16M"),
+            ],
         )
         self.until(lambda: _listens(mysql_port), 30, "MariaDB does not listen")
         conf = here / "slurmdbd.conf"
@@ -198,16 +168,16 @@ class SlurmCluster:
 
     def _write_configuration(self) -> None:
         here, options = self.directory, self.options
-        ports = _free_ports(1 + options.nodes)
+        ports = free_ports(1 + options.nodes)
         (here / "state").mkdir(exist_ok=True)
-        devices = _character_devices(options.nodes * options.gpus)
+        devices = character_devices(options.nodes * options.gpus)
         per_node = len(devices) // options.nodes
         gres = ["AutoDetect=off"]
         for index, node in enumerate(self.nodes):
             mine = devices[index * per_node : (index + 1) * per_node]
             gres += [f"NodeName={node} Name=gpu File={device}" for device in mine]
         (here / "gres.conf").write_text("\n".join(gres) + "\n")
-        self.conf.write_text(_slurm_conf(here, options, self.nodes, ports, per_node, getattr(self, "_dbd_port", 0)))
+        self.conf.write_text(slurm_conf(here, options, self.nodes, ports, per_node, getattr(self, "_dbd_port", 0)))
         if options.accounting:
             self.run("sacctmgr", "-i", "add", "cluster", "orchtest", retry_s=15)
             self.run("sacctmgr", "-i", "add", "account", "lab", "Cluster=orchtest")
@@ -305,6 +275,8 @@ class SlurmCluster:
     def node_up(self, node: str) -> None:
         """The node comes back, empty."""
         self._spawn_node(node)
+        port = int(self.conf.read_text().split(f"NodeName={node} ")[1].split(" Port=")[1].split()[0])
+        self.until(lambda: _listens(port), 30, f"slurmd of {node} does not listen")
         self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
         self.until(
             lambda: self.run("sinfo", "-h", "-n", node, "-p", "low", "-o", "%t").stdout.strip() in ("idle", "mix", "alloc"),
@@ -313,10 +285,14 @@ class SlurmCluster:
         )
         self._save()
 
-    def controller_down(self) -> None:
-        """Kill slurmctld: every command fails until `controller_up`."""
+    def controller_down(self, signum: int = signal.SIGTERM) -> None:
+        """Stop slurmctld: every command fails until `controller_up`.
+
+        SIGTERM lets it save its state; SIGUSR1 kills it, and it forgets what it did in the last seconds: submitted jobs
+        are gone, cancelled ones are back, and their ids are given out again.
+        """
         pid = self._reapers.pop("slurmctld")
-        os.kill(pid, signal.SIGUSR1)
+        os.kill(pid, signum)
         child = self._children.pop("slurmctld", None)
         self.until(lambda: (child is not None and child.poll() is not None) or not _runs(pid), 15, "slurmctld did not die")
 
@@ -358,75 +334,6 @@ class SlurmCluster:
         return "\n" + "\n".join(parts)
 
 
-def _slurm_conf(here: Path, options: Options, nodes: Sequence[str], ports: Sequence[int], gpus: int, dbd_port: int) -> str:
-    grace = f"GraceTime={options.grace_s}"
-    over = f"Nodes={','.join(nodes)} MaxTime=UNLIMITED DefaultTime=60"
-    accounting = (
-        [
-            "AccountingStorageType=accounting_storage/slurmdbd",
-            "AccountingStorageHost=localhost",
-            f"AccountingStoragePort={dbd_port}",
-            "AccountingStorageTRES=gres/gpu",
-        ]
-        if options.accounting
-        else []
-    )
-    lines = [
-        "ClusterName=orchtest",
-        "SlurmctldHost=localhost(127.0.0.1)",
-        f"SlurmctldPort={ports[0]}",
-        "SlurmUser=root",
-        "SlurmdUser=root",
-        "AuthType=auth/none",
-        "CredType=cred/none",
-        f"AuthInfo=cred_expire={options.cred_expire_s}",
-        f"StateSaveLocation={here}/state",
-        f"SlurmdSpoolDir={here}/spool-%n",
-        f"SlurmctldPidFile={here}/slurmctld.pid",
-        f"SlurmdPidFile={here}/slurmd-%n.pid",
-        f"SlurmctldLogFile={here}/slurmctld.log",
-        f"SlurmdLogFile={here}/slurmd-%n.log",
-        "SlurmctldDebug=info",
-        "SlurmdDebug=info",
-        "SlurmdParameters=config_overrides",
-        "ProctrackType=proctrack/linuxproc",
-        "TaskPlugin=task/none",
-        "JobAcctGatherType=jobacct_gather/linux",
-        "SelectType=select/cons_tres",
-        "SelectTypeParameters=CR_CPU_Memory",
-        "DefMemPerCPU=100",
-        "GresTypes=gpu",
-        "ReturnToService=2",
-        "SlurmdTimeout=30",
-        "SlurmctldTimeout=30",
-        f"KillWait={options.kill_wait_s}",
-        f"MinJobAge={options.min_job_age_s}",
-        f"MaxArraySize={options.max_array_size}",
-        f"MaxJobCount={options.max_job_count}",
-        "PreemptType=preempt/partition_prio",
-        "PreemptMode=REQUEUE",
-        "PriorityType=priority/basic",
-        "SchedulerType=sched/backfill",
-        "SchedulerParameters=sched_interval=2,sched_min_interval=100000,batch_sched_delay=0,bf_interval=2,bf_max_job_test=200",
-        *(["SlurmctldParameters=preempt_send_user_signal"] if options.user_signal else []),
-        *accounting,
-    ]
-    for node, port in zip(nodes, ports[1:], strict=True):
-        lines.append(
-            f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={options.cpus} "
-            f"RealMemory={options.memory_mib} Gres=gpu:{gpus} State=UNKNOWN"
-        )
-    lines += [
-        f"PartitionName=low {over} Default=YES PriorityTier=1 PreemptMode={options.preempt_mode} {grace}",
-        f"PartitionName=low_cancel {over} PriorityTier=1 PreemptMode=CANCEL {grace}",
-        f"PartitionName=low_nograce {over} PriorityTier=1 PreemptMode=REQUEUE GraceTime=0",
-        f"PartitionName=short Nodes={','.join(nodes)} MaxTime=1 DefaultTime=1 PriorityTier=1 PreemptMode=REQUEUE {grace}",
-        f"PartitionName=high {over} PriorityTier=10 PreemptMode=OFF",
-        f"PartitionName=hold {over} PriorityTier=1 State=DOWN",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -449,8 +356,6 @@ def _is_reaper(pid: int) -> bool:
 
 
 def _user_name() -> str:
-    import pwd
-
     return pwd.getpwuid(os.getuid()).pw_name
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.slurm.cluster import PrivateClusterError, Options, SlurmCluster, missing_programs, temporary_directory
+from tests.slurm.cluster import PrivateClusterError, SlurmCluster, missing_programs, temporary_directory
+from tests.slurm.configuration import Options
 
 
 def require_slurm() -> None:
