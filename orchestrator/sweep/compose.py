@@ -2,15 +2,14 @@
 
 Hydra takes about 60 ms per composition. A sweep has few distinct sets of group choices and many values, so each set is
 composed once; plain `a.b=c` overrides are read by Hydra's own grammar and assigned. Whatever is not plain (`+`, `++`,
-`~`, packages, interpolations, mappings, list indices, unknown keys) goes through Hydra whole. The result is always
-Hydra's own: a property test compares them.
+`~`, packages, mappings, list indices) goes through Hydra beside the group choices; with an interpolation anywhere,
+everything does. The result is always Hydra's own: a property test compares them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from orchestrator.errors import Problem, UserError
 from orchestrator.sweep.document import did_you_mean, listed
 from orchestrator.sweep.overrides import shape_problem, split
 from orchestrator.sweep.resources import RESERVED
+from orchestrator.sweep.trees import Assign, Base, Group, Part, Whole, assign, copied, dotted_keys, has_mapping, is_plain, mixed
 
 _COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError)
 """What Hydra and OmegaConf raise for overrides that a user got wrong (both also use the builtin three)."""
@@ -35,89 +35,7 @@ _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 _INT = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-_CONSTANTS: Mapping[str, bool | None] = {"true": True, "false": False, "null": None}
-_NOT_WORDS = frozenset({*_CONSTANTS, "inf", "nan"})
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """A choice of a config group."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Assign:
-    """A plain value for an existing key."""
-
-    path: tuple[str, ...]
-    value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class _Whole:
-    """Anything else: the composition must go through Hydra as a whole."""
-
-
-_Part = _Group | _Assign | _Whole
-
-
-@dataclass(frozen=True, slots=True)
-class _Base:
-    """One composed set of group choices."""
-
-    tree: dict[str, Any]
-    plain: bool
-    """Free of interpolations and missing values: values may be assigned without Hydra."""
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) if isinstance(item, (dict, list)) else item for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copy(item) for item in value]
-    return value
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _strings(key)
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether OmegaConf hands the value back as it is: no interpolation, no missing mark."""
-    return not any("${" in text or text == "???" for text in _strings(value))
-
-
-def _has_mapping(value: Any) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list) and any(_has_mapping(item) for item in value))
-
-
-def _assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> bool:
-    """Write a value at an existing key; False when only Hydra knows what that would mean."""
-    at: Any = tree
-    for name in path[:-1]:
-        at = at.get(name)
-        if not isinstance(at, dict):
-            return False
-    last = path[-1]
-    if last not in at or isinstance(at[last], dict):
-        return False
-    at[last] = _copy(value)
-    return True
-
-
-def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a configuration, inner nodes included."""
-    for name, value in tree.items():
-        yield f"{prefix}{name}"
-        if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{name}.")
+_NOT_WORDS = frozenset({"true", "false", "null", "inf", "nan"})
 
 
 class Composer:
@@ -130,9 +48,10 @@ class Composer:
         folders = {path.parent.relative_to(self._dir).as_posix() for path in self._dir.rglob("*.yaml")}
         self._groups = frozenset(folder for folder in folders if folder != "." and folder.split("/")[0] != "hydra")
         self._parser = OverridesParser.create()
-        self._parts: dict[str, _Part] = {}
-        self._bases: dict[tuple[str, tuple[str, ...]], _Base] = {}
-        self._wholes: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+        self._parts: dict[str, Part] = {}
+        self._bases: dict[tuple[str, tuple[str, ...]], Base | tuple[Problem, ...]] = {}
+        self._wholes: dict[tuple[str, tuple[str, ...]], dict[str, Any] | tuple[Problem, ...]] = {}
+        self._refusals: dict[tuple[str, tuple[str, ...], str], Problem | None] = {}
         self._heads: dict[str, frozenset[str]] = {}
         self._reach: dict[tuple[str, str], bool] = {}
         self.hydra_calls = 0
@@ -145,54 +64,56 @@ class Composer:
 
         Raises UserError with every override that cannot be applied.
         """
-        choices: list[str] = []
-        values: list[_Assign] = []
-        for text in overrides:
-            part = self._part(text)
-            if isinstance(part, _Assign):
-                values.append(part)
-            elif isinstance(part, _Group):
-                choices.append(text)
-            else:
-                return self._compose_whole(job, tuple(overrides))
-        base = self._base(job, tuple(choices), tuple(overrides))
+        whole = tuple(overrides)
+        parts = [self._part(text) for text in overrides]
+        prefix = tuple(text for text, part in zip(overrides, parts, strict=True) if not isinstance(part, Assign))
+        if any(isinstance(part, Whole) for part in parts) and mixed(overrides, parts):
+            return self._compose_whole(job, whole)
+        base = self._base(job, prefix)
         if not base.plain:
-            return self._compose_whole(job, tuple(overrides))
-        tree: dict[str, Any] = _copy(base.tree)
-        for assignment in values:
-            if not _assign(tree, assignment.path, assignment.value):
-                return self._compose_whole(job, tuple(overrides))
-        return tree
+            return self._compose_whole(job, whole)
+        tree: dict[str, Any] = copied(base.tree)
+        failed = [
+            text
+            for text, part in zip(overrides, parts, strict=True)
+            if isinstance(part, Assign) and not assign(tree, part.path, part.value)
+        ]
+        if not failed:
+            return tree
+        problems = [problem for text in failed if (problem := self._refusal(job, prefix, text)) is not None]
+        if len(problems) == len(failed):
+            raise UserError(*problems)
+        return self._compose_whole(job, whole)
 
-    def _part(self, text: str) -> _Part:
+    def _part(self, text: str) -> Part:
         part = self._parts.get(text)
         if part is None:
             part = self._parts[text] = self._classify(text)
         return part
 
-    def _classify(self, text: str) -> _Part:
+    def _classify(self, text: str) -> Part:
         key, equals, value = text.partition("=")
         if equals and _KEY.fullmatch(key) and key not in self._groups:
             # the commonest values without Hydra's parser (0.3 ms each); the same reading, by the property test
             if _INT.fullmatch(value) and len(value) < 20:
-                return _Assign(tuple(key.split(".")), int(value))
+                return Assign(tuple(key.split(".")), int(value))
             if _FLOAT.fullmatch(value):
-                return _Assign(tuple(key.split(".")), float(value))
+                return Assign(tuple(key.split(".")), float(value))
             if _WORD.fullmatch(value) and value.lower() not in _NOT_WORDS:
-                return _Assign(tuple(key.split(".")), value)
+                return Assign(tuple(key.split(".")), value)
         override = self._parse(text)
         if (
             override.type is not OverrideType.CHANGE
             or override.package is not None
             or override.value_type is not ValueType.ELEMENT
         ):
-            return _Whole()
+            return Whole()
         found = override.value()
         if override.key_or_group in self._groups:
-            return _Whole() if isinstance(found, dict) else _Group()
-        if not _KEY.fullmatch(override.key_or_group) or _has_mapping(found) or not _is_plain(found):
-            return _Whole()
-        return _Assign(tuple(override.key_or_group.split(".")), found)
+            return Whole() if isinstance(found, dict) else Group()
+        if not _KEY.fullmatch(override.key_or_group) or has_mapping(found) or not is_plain(found):
+            return Whole()
+        return Assign(tuple(override.key_or_group.split(".")), found)
 
     def _parse(self, text: str) -> HydraOverride:
         try:
@@ -207,34 +128,41 @@ class Composer:
         with initialize_config_dir(version_base="1.3", config_dir=str(self._dir)):
             return hydra_compose(job, list(overrides), return_hydra_config=with_hydra)
 
-    def _resolved(self, job: str, overrides: Sequence[str]) -> _Base:
+    def _resolved(self, job: str, overrides: Sequence[str]) -> Base:
         config = self._hydra(job, overrides)
-        plain = _is_plain(OmegaConf.to_container(config, resolve=False))
+        plain = is_plain(OmegaConf.to_container(config, resolve=False))
         tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         if not isinstance(tree, dict):
             raise TypeError(f"the configuration of {job} is not a mapping")
-        return _Base({str(key): value for key, value in tree.items()}, plain)
+        return Base({str(key): value for key, value in tree.items()}, plain)
 
-    def _base(self, job: str, choices: tuple[str, ...], overrides: tuple[str, ...]) -> _Base:
-        base = self._bases.get((job, choices))
-        if base is None:
+    def _base(self, job: str, prefix: tuple[str, ...]) -> Base:
+        """The composition of everything that only Hydra can apply; its refusal is remembered too."""
+        known = self._bases.get((job, prefix))
+        if known is None:
             try:
-                base = self._bases[job, choices] = self._resolved(job, choices)
-            except OmegaConfBaseException:  # a choice that needs a value: Hydra decides with all overrides
-                return _Base({}, plain=False)
+                known = self._resolved(job, prefix)
+            except OmegaConfBaseException:  # something refers to a value that is still to come: Hydra decides with all
+                known = Base({}, plain=False)
             except _COMPOSE_ERRORS as error:
-                raise UserError(*self._explain(job, overrides, error)) from None
-        return base
+                known = tuple(self._explain(job, prefix, error))
+            self._bases[job, prefix] = known
+        if isinstance(known, tuple):
+            raise UserError(*known)
+        return known
 
     def _compose_whole(self, job: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-        tree = self._wholes.get((job, overrides))
-        if tree is None:
+        known = self._wholes.get((job, overrides))
+        if known is None:
             try:
-                tree = self._wholes[job, overrides] = self._resolved(job, overrides).tree
+                known = self._resolved(job, overrides).tree
             except _COMPOSE_ERRORS as error:
-                raise UserError(*self._explain(job, overrides, error)) from None
-        copied: dict[str, Any] = _copy(tree)
-        return copied
+                known = tuple(self._explain(job, overrides, error))
+            self._wholes[job, overrides] = known
+        if isinstance(known, tuple):
+            raise UserError(*known)
+        tree: dict[str, Any] = copied(known)
+        return tree
 
     # -- which override belongs to which job ----------------------------------------------------------------------
 
@@ -264,12 +192,12 @@ class Composer:
         assert override is not None  # shape_problem has checked it
         if not any(self.reaches(job, text) for job in jobs):
             heads = sorted(set().union(*(self._heads_of(job) for job in jobs)))
-            keys = {key for job in jobs for key in _keys(self.compose(job, ()))} | self._groups
+            keys = {key for job in jobs for key in dotted_keys(self.compose(job, ()))} | self._groups
             hint = did_you_mean(override.key, sorted(keys - {"kind"})) or did_you_mean(override.head, heads)
             what = f"override matches nothing in {', '.join(f'`{job}`' for job in dict.fromkeys(jobs))}"
             return Problem(what=what, value=text, allowed=f"keys starting with {listed(heads)}", hint=hint)
         try:
-            if isinstance(self._part(text), _Assign):
+            if isinstance(self._part(text), Assign):
                 return None
             parsed = self._parse(text)
         except UserError as error:
@@ -288,32 +216,45 @@ class Composer:
     # -- words for what Hydra refused -------------------------------------------------------------------------------
 
     def _explain(self, job: str, overrides: tuple[str, ...], error: Exception) -> list[Problem]:
-        """One problem per override that fails on its own beside the group choices; else one for all of them."""
-        choices = [text for text in overrides if isinstance(self._part(text), _Group)]
-        try:
-            base = self._resolved(job, choices).tree
-        except _COMPOSE_ERRORS:
-            return [Problem(what=f"the config groups do not fit together: {_reason(error)}", value=" ".join(choices))]
-        problems: list[Problem] = []
-        for text in overrides:
-            if text in choices:
-                continue
-            try:
-                self._resolved(job, [*choices, text])
-            except _COMPOSE_ERRORS as found:
-                problems.append(self._refused(job, text, base, found))
-        return problems or [Problem(what=f"the overrides do not fit together: {_reason(error)}", value=" ".join(overrides))]
+        """One problem per override that fails on its own beside the group choices; else the fewest that fail together."""
+        choices = tuple(text for text in overrides if isinstance(self._part(text), Group))
+        if self._fails(job, choices):
+            few = self._fewest(job, choices)
+            return [Problem(what=f"config groups that do not fit together: {_reason(error)}", value=" ".join(few))]
+        problems = [
+            problem for text in overrides if text not in choices and (problem := self._refusal(job, choices, text)) is not None
+        ]
+        if problems:
+            return problems
+        few = self._fewest(job, overrides)
+        return [Problem(what=f"overrides that do not fit together: {_reason(error)}", value=" ".join(few))]
 
-    def _refused(self, job: str, text: str, base: dict[str, Any], error: Exception) -> Problem:
-        override = split(text)
-        keys = [key for key in _keys(base) if key != "kind"]
-        if override is None or override.sign in ("+", "++") or override.key in keys:
-            return Problem(what=f"cannot be applied: {_reason(error)}", value=text)
-        parent = override.key.rpartition(".")[0]
-        while parent and parent not in keys:
-            parent = parent.rpartition(".")[0]
-        near = [key for key in keys if key.rpartition(".")[0] == parent]
-        return Problem(what=f"unknown key of `{job}`", value=text, allowed=listed(near), hint=did_you_mean(override.key, keys))
+    def _fails(self, job: str, overrides: Sequence[str]) -> bool:
+        try:
+            self._resolved(job, overrides)
+        except _COMPOSE_ERRORS:
+            return True
+        return False
+
+    def _fewest(self, job: str, overrides: Sequence[str]) -> list[str]:
+        """Overrides that fail together and of which none can be left out."""
+        few = list(overrides)
+        for text in overrides:
+            rest = [other for other in few if other != text]
+            if self._fails(job, rest):
+                few = rest
+        return few
+
+    def _refusal(self, job: str, prefix: tuple[str, ...], text: str) -> Problem | None:
+        """Why an override cannot follow a prefix that composes, or None when it can; asked once."""
+        key = (job, prefix, text)
+        if key not in self._refusals:
+            self._refusals[key] = None
+            try:
+                self._resolved(job, [*prefix, text])
+            except _COMPOSE_ERRORS as error:
+                self._refusals[key] = _refused(job, text, self._resolved(job, prefix).tree, error)
+        return self._refusals[key]
 
     # -- resources ------------------------------------------------------------------------------------------------
 
@@ -324,6 +265,19 @@ class Composer:
         found = OmegaConf.to_container(config.hydra.launcher, resolve=False)
         assert isinstance(found, dict)
         return {str(key): value for key, value in found.items() if key not in RESERVED}
+
+
+def _refused(job: str, text: str, base: dict[str, Any], error: Exception) -> Problem:
+    """Words for an override that a composed configuration does not take."""
+    override = split(text)
+    keys = [key for key in dotted_keys(base) if key != "kind"]
+    if override is None or override.sign in ("+", "++") or override.key in keys:
+        return Problem(what=f"cannot be applied: {_reason(error)}", value=text)
+    parent = override.key.rpartition(".")[0]
+    while parent and parent not in keys:
+        parent = parent.rpartition(".")[0]
+    near = [key for key in keys if key.rpartition(".")[0] == parent]
+    return Problem(what=f"unknown key of `{job}`", value=text, allowed=listed(near), hint=did_you_mean(override.key, keys))
 
 
 def _reason(error: Exception) -> str:

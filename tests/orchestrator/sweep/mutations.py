@@ -68,6 +68,20 @@ def _duplicate(rng: random.Random, tree: Any) -> None:
         container.append(copy.deepcopy(container[key]))
 
 
+def _override(rng: random.Random, tree: Any) -> None:
+    """A typing mistake in one override, or a wrong one in its place."""
+    lists = [found for found in _containers(tree) if isinstance(found, list) and any("=" in str(item) for item in found)]
+    if not lists:
+        return
+    overrides = rng.choice(lists)
+    index = rng.randrange(len(overrides))
+    text = str(overrides[index])
+    at = rng.randrange(len(text))
+    typo = text[:at] + rng.choice(["", text[at] * 2, rng.choice("=.,/[]{}'$~+@: x")]) + text[at + 1 :]
+    wrong = [value for value in WRONG_VALUES if isinstance(value, str)]
+    overrides[index] = rng.choice([typo, typo, rng.choice(wrong)])
+
+
 def _circle(rng: random.Random, tree: Any) -> None:
     steps = ["prepare", "train", "evaluate"]
     pipeline = {step: {"job": step, "needs": rng.sample(steps, rng.randint(0, 3))} for step in steps}
@@ -108,7 +122,7 @@ def _character(rng: random.Random, text: str) -> str:
 
 
 TREE_CHANGES: tuple[Callable[[random.Random, Any], None], ...] = (
-    _drop, _retype, _retype, _retype, _rename, _rename, _swap, _duplicate, _circle, _rule,
+    _drop, _retype, _retype, _rename, _swap, _duplicate, _circle, _rule, _override, _override, _override,
 )  # fmt: skip
 TEXT_CHANGES: tuple[Callable[[random.Random, str], str], ...] = (_line, _line, _character, _character)
 

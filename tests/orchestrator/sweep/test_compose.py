@@ -20,7 +20,7 @@ from orchestrator.errors import UserError
 from orchestrator.sweep.compose import Composer
 
 Complaint = Callable[[Callable[[], object]], str]
-SLOW = settings(max_examples=70, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 
 def hydras_own(conf_dir: Path, job: str, overrides: list[str]) -> Any:
@@ -111,6 +111,22 @@ def test_that_each_set_of_groups_goes_through_hydra_once(repository: Path) -> No
         composer.compose("train", [f"seed={seed}", "objective=covariance", "optimizer.learning_rate=1e-3"])
         composer.compose("train", [f"seed={seed}", "objective=cosine", "precision='bf16'"])
     assert composer.hydra_calls == 2
+
+
+def test_that_a_mistake_in_ten_thousand_cells_is_explained_by_a_few_compositions(repository: Path) -> None:
+    composer = Composer(repository / "jobs" / "conf")
+    for wrong in (["optimizer.lr=1"], ["~seed"], ["model=random_masks", "model/decoder=upsampling"], ["+model.x={a:1}"]):
+        for seed in range(200):
+            try:
+                composer.compose("train", [*wrong, f"seed={seed % 5}", "objective=cosine"])
+            except UserError as error:
+                assert len(error.problems) == 1  # noqa: PT017  (only some of them fail)
+    assert composer.hydra_calls < 40
+
+
+def test_that_the_fewest_overrides_that_fail_together_are_named(composer: Composer, complaint: Complaint) -> None:
+    wrong = ["experiment=demo", "model=random_masks", "objective=cosine", "model/decoder=upsampling", "seed=3"]
+    assert "value:   model=random_masks model/decoder=upsampling\n" in complaint(lambda: composer.compose("train", wrong)) + "\n"
 
 
 def test_that_a_composed_configuration_is_the_callers_own(composer: Composer) -> None:
