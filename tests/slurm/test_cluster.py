@@ -87,18 +87,22 @@ def test_that_the_command_line_starts_a_cluster_and_ends_all_of_it(scratch: Path
         [sys.executable, script, "up", str(scratch), "accounting=false", "nodes=1"], capture_output=True, text=True, check=True
     )
     assert up.stdout == f"export SLURM_CONF={scratch}/slurm.conf\n"
-    cluster = SlurmCluster.attach(scratch)
-    job = cluster.sbatch("setsid sleep 600 &\nsrun sleep 600", f"--chdir={scratch}")
-    cluster.wait(job, {"RUNNING"})
-    cluster.until(lambda: len([one for one in processes_of(scratch) if one.startswith("sleep")]) == 2, 20, "no sleepers")
-    subprocess.run([sys.executable, script, "down", str(scratch)], check=True)
+    try:
+        cluster = SlurmCluster.attach(scratch)
+        job = cluster.sbatch("setsid sleep 600 &\nsrun sleep 600", f"--chdir={scratch}")
+        cluster.wait(job, {"RUNNING"})
+        sleepers = ("sleep 600", "/usr/bin/sleep 600", "/bin/sleep 600")
+        cluster.until(lambda: sum(one.startswith(sleepers) for one in processes_of(scratch)) == 2, 20, "no sleepers")
+    finally:
+        subprocess.run([sys.executable, script, "down", str(scratch)], check=True)
     assert processes_of(scratch) == []
 
 
 def test_that_nothing_outlives_a_test_process_that_is_killed(scratch: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from tests.slurm.cluster import SlurmCluster, Options;"
-        f"SlurmCluster(Path({str(scratch)!r}), Options(accounting=False, nodes=1)).start(); print('up', flush=True); time.sleep(600)"
+        f"SlurmCluster(Path({str(scratch)!r}), Options(accounting=False, nodes=1)).start();"
+        "print('up', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT) as owner:
         assert owner.stdout is not None
