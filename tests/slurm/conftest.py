@@ -26,9 +26,14 @@ def require_slurm() -> None:
 
 
 @pytest.fixture(scope="session")
-def slurm_cluster_factory() -> Iterator[Callable[[Options], SlurmCluster]]:
-    """Starts further clusters with other options; all end with the session, also after a failure."""
+def slurm_programs() -> None:
+    """For tests that need Slurm's programs."""
     require_slurm()
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster_factory(slurm_programs: None) -> Iterator[Callable[[Options], SlurmCluster]]:
+    """Starts further clusters with other options; all end with the session, also after a failure."""
     started: list[SlurmCluster] = []
 
     def start(options: Options) -> SlurmCluster:

@@ -41,7 +41,7 @@ def nothing_left(directory: Path, patience_s: float = 20.0) -> bool:
 
 
 @pytest.fixture
-def scratch() -> Iterator[Path]:
+def scratch(slurm_programs: None) -> Iterator[Path]:
     directory = temporary_directory()
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
