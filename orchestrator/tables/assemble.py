@@ -1,0 +1,206 @@
+"""Turns a sweep's record and the scores of its runs into a table. Pure; knows neither MLflow nor text layout."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from orchestrator.errors import Problem, UserError
+from orchestrator.lifecycle import RunState
+from orchestrator.sweep.model import Table, Value
+from orchestrator.tables.model import Block, Gap, Heading, Mark, Sample, TableCell, TableModel
+from orchestrator.tracking.record import CellEntry, SweepRecord
+
+Values = Mapping[str, Mapping[str, float]]
+"""run id -> metric -> value."""
+
+
+def metrics_of(record: SweepRecord) -> tuple[str, ...]:
+    """Every metric that the table of a sweep shows."""
+    table = _table(record)
+    return tuple(dict.fromkeys(value.metric for value in (table.value, *table.more)))
+
+
+def assemble(record: SweepRecord, values: Values) -> TableModel:
+    """The table of a sweep; raises UserError when its file declares none.
+
+    Only finished runs count: a running one has a metric already, and it is not the number that was asked for.
+    """
+    table = _table(record)
+    rows = _headings(record, table.rows)
+    columns = (Heading(option="", label=""),) if table.columns is None else _headings(record, table.columns)
+    blocks = tuple(_block(record, values, table, value, rows, columns) for value in (table.value, *table.more))
+    paper = f"paper: {table.paper_source or 'no source given'}" if table.paper else ""
+    protocol = f"the paper's protocol: {table.protocol}" if table.paper and table.protocol else ""
+    return TableModel(
+        sweep=record.name,
+        title=record.title,
+        comment=record.comment,
+        rows=rows,
+        columns=columns,
+        blocks=blocks,
+        notes=tuple(note for note in (paper, protocol, record.note) if note),
+    )
+
+
+def _table(record: SweepRecord) -> Table:
+    if record.table is None:
+        hint = "add `table:` with `rows`, `columns` and `value` to the sweep file and submit it again: finished runs stay"
+        raise UserError(Problem(what=f"sweep `{record.name}` declares no table", hint=hint))
+    return record.table
+
+
+def _headings(record: SweepRecord, axis: str) -> tuple[Heading, ...]:
+    """The options of an axis that some cell uses, in the order of the file."""
+    used = {cell.coordinates[axis] for cell in record.cells}
+    options = record.axes[axis].options
+    return tuple(
+        Heading(option=name, label=option.label or name, note=option.note) for name, option in options.items() if name in used
+    )
+
+
+def _block(
+    record: SweepRecord,
+    values: Values,
+    table: Table,
+    value: Value,
+    rows: Sequence[Heading],
+    columns: Sequence[Heading],
+) -> Block:
+    main = value is table.value
+    grid: list[list[TableCell]] = []
+    footnotes: list[str] = []
+    for row in rows:
+        line: list[TableCell] = []
+        for column in columns:
+            members = [
+                cell
+                for cell in record.cells
+                if cell.coordinates[table.rows] == row.option
+                and (table.columns is None or cell.coordinates[table.columns] == column.option)
+            ]
+            paper = table.paper.get(row.option, {}).get(column.option) if main else None
+            shown = _cell(record, values, table, value, members, paper=paper)
+            where = ", ".join(part for part in (row.label, column.label) if part)
+            footnotes.extend(f"{where}: {text}" for text in _remarks(record, shown, members))
+            line.append(shown)
+        grid.append(line)
+    return Block(
+        metric=value.metric,
+        label=value.label or value.metric,
+        better=value.better,
+        digits=value.digits,
+        cells=_with_best(grid, better=value.better),
+        footnotes=tuple(footnotes),
+    )
+
+
+def _cell(
+    record: SweepRecord, values: Values, table: Table, value: Value, members: Sequence[CellEntry], *, paper: float | None
+) -> TableCell:
+    """One table cell from the sweep cells that fall into it."""
+    cited = [cell for cell in members if cell.cite is not None]
+    if cited:  # a citation stands for the main number alone, and is in table units
+        if value is not table.value:
+            return TableCell(expected=0)
+        return TableCell(expected=0, cited=cited[0].cite, source=cited[0].source, paper=paper, marks=(Mark.CITED,))
+    found = [_sample_or_gap(record, values, table, value, cell) for cell in members]
+    samples = tuple(one for one in found if isinstance(one, Sample))
+    gaps = tuple(one for one in found if isinstance(one, Gap))
+    mean = statistics.fmean(one.value for one in samples) if samples else None
+    counted = [cell for cell, one in zip(members, found, strict=True) if isinstance(one, Sample)]
+    return TableCell(
+        expected=len(members),
+        samples=samples,
+        gaps=gaps,
+        mean=mean,
+        sd=statistics.stdev(one.value for one in samples) if len(samples) > 1 else None,
+        paper=paper,
+        delta=None if mean is None or paper is None else mean - paper,
+        marks=tuple(_marks(record, counted, missing=bool(gaps))),
+    )
+
+
+def _sample_or_gap(record: SweepRecord, values: Values, table: Table, value: Value, cell: CellEntry) -> Sample | Gap:
+    apart = ",".join(f"{axis}={option}" for axis, option in cell.coordinates.items() if axis not in (table.rows, table.columns))
+    run = cell.runs.get(value.step, "")
+    if not _done(record, run):
+        return Gap(cell=apart, run=run, reason=_hold_up(record, cell, value.step))
+    number = values.get(run, {}).get(value.metric)
+    if number is None:
+        return Gap(cell=apart, run=run, reason=f"no value of {value.metric}")
+    if not math.isfinite(number):
+        return Gap(cell=apart, run=run, reason=f"the value is {number}")
+    return Sample(cell=apart, run=run, value=number * value.scale)
+
+
+def _hold_up(record: SweepRecord, cell: CellEntry, last: str) -> str:
+    """Why there is no number yet: the first unfinished step up to `last`, since a pipeline lists needs first."""
+    for step, run in cell.runs.items():
+        summary = record.runs.get(run)
+        if summary is None:
+            break
+        if summary.state is not RunState.DONE:
+            return summary.reason or summary.state.value
+        if step == last:
+            break
+    return "not submitted"
+
+
+def _done(record: SweepRecord, run: str) -> bool:
+    summary = record.runs.get(run)
+    return summary is not None and summary.state is RunState.DONE
+
+
+def _distinct(record: SweepRecord, cells: Sequence[CellEntry], attribute: str) -> dict[str, list[str]]:
+    """step name -> the different values of an attribute of the runs behind one number, where there are several."""
+    found: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        for step, run in cell.runs.items():
+            if run in record.runs:
+                found.setdefault(step, {})[str(getattr(record.runs[run], attribute))] = None
+    return {step: list(values) for step, values in found.items() if len(values) > 1}
+
+
+def _marks(record: SweepRecord, counted: Sequence[CellEntry], *, missing: bool) -> Iterator[Mark]:
+    if counted and missing:
+        yield Mark.FEWER
+    if _distinct(record, counted, "code_tree"):
+        yield Mark.CODE
+    if _distinct(record, counted, "steps"):
+        yield Mark.BUDGET
+
+
+def _remarks(record: SweepRecord, cell: TableCell, members: Sequence[CellEntry]) -> Iterator[str]:
+    """What stands below the table about one cell."""
+    if cell.cited is not None:
+        yield f"{Mark.CITED.value}: {cell.source}" if cell.source else Mark.CITED.value
+    counted = [one for one in members if set(one.runs.values()) & {sample.run for sample in cell.samples}]
+    for mark in cell.marks:
+        match mark:
+            case Mark.CITED:
+                continue
+            case Mark.FEWER:
+                missing = "; ".join(f"{gap.cell}: {gap.reason}" if gap.cell else gap.reason for gap in cell.gaps)
+                yield f"{cell.n} of {cell.expected} runs ({missing})"
+            case Mark.CODE:
+                for step, trees in _distinct(record, counted, "code_tree").items():
+                    yield f"{mark.value} in {step}: {', '.join(tree[:10] or 'unknown' for tree in trees)}"
+            case Mark.BUDGET:
+                for step, steps in _distinct(record, counted, "steps").items():
+                    yield f"{mark.value} in {step}: {', '.join(steps)} steps"
+
+
+def _with_best(grid: Sequence[Sequence[TableCell]], *, better: str) -> tuple[tuple[TableCell, ...], ...]:
+    """Mark the best mean of each column that has several; cited numbers do not compete."""
+    marked = [list(row) for row in grid]
+    for j in range(len(grid[0]) if grid else 0):
+        means = [row[j].mean for row in grid]
+        known = [mean for mean in means if mean is not None]
+        if len(known) > 1:
+            best = max(known) if better == "higher" else min(known)
+            for i, mean in enumerate(means):
+                marked[i][j] = replace(marked[i][j], best=mean == best)
+    return tuple(tuple(row) for row in marked)

@@ -1,0 +1,113 @@
+"""Lays a table out as a grid of words, the same for every text format. Pure; escapes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from orchestrator.tables.model import Block, Mark, TableCell, TableModel
+
+SYMBOLS = {Mark.CITED: "¶", Mark.FEWER: "†", Mark.CODE: "‡", Mark.BUDGET: "§"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """One field of the grid."""
+
+    text: str
+    bold: bool = False
+    hint: str = ""
+    """The runs behind it, for formats that can show more on demand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """One block: the first column is left-aligned, as are notes; numbers are right-aligned."""
+
+    title: str
+    header: tuple[Word, ...]
+    rows: tuple[tuple[Word, ...], ...]
+    left: frozenset[int]
+    """Left-aligned columns."""
+    footnotes: tuple[str, ...]
+
+
+def grids(model: TableModel) -> list[Grid]:
+    """One grid per block, the main one first."""
+    return [_grid(model, block) for block in model.blocks]
+
+
+def legend(model: TableModel) -> str:
+    """What the notation and the marks in use mean, in one line."""
+    used = {mark for block in model.blocks for row in block.cells for cell in row for mark in cell.marks}
+    words = ["mean ± sample sd (number of runs)"]
+    words.extend(f"{symbol} {mark.value}" for mark, symbol in SYMBOLS.items() if mark in used)
+    return "; ".join(words)
+
+
+def _grid(model: TableModel, block: Block) -> Grid:
+    with_paper = {j for j in range(len(model.columns)) if any(row[j].paper is not None for row in block.cells)}
+    with_notes = any(row.note for row in model.rows)
+    header = [Word(text="")]
+    for j, column in enumerate(model.columns):
+        header.append(Word(text=column.label or block.label))
+        if j in with_paper:
+            header.extend([Word(text="paper"), Word(text="delta")])
+    rows: list[tuple[Word, ...]] = []
+    for heading, cells in zip(model.rows, block.cells, strict=True):
+        line = [Word(text=heading.label)]
+        for j, cell in enumerate(cells):
+            line.extend(_words(cell, digits=block.digits, with_paper=j in with_paper))
+        rows.append((*line, Word(text=heading.note)) if with_notes else tuple(line))
+    if with_notes:
+        header.append(Word(text="note"))
+    return Grid(
+        title=f"{block.label} ({block.better} is better)",
+        header=tuple(header),
+        rows=tuple(rows),
+        left=frozenset({0, len(header) - 1} if with_notes else {0}),
+        footnotes=block.footnotes,
+    )
+
+
+def _words(cell: TableCell, *, digits: int, with_paper: bool) -> Iterator[Word]:
+    hint = "; ".join(_sources(cell))
+    yield Word(text=number(cell, digits=digits) + _symbols(cell.marks), bold=cell.best, hint=hint)
+    if with_paper:
+        yield Word(text="" if cell.paper is None else f"{cell.paper:.{max(digits, _digits(cell.paper))}f}")
+        yield Word(text="" if cell.delta is None else f"{cell.delta:+.{digits}f}")
+
+
+def _digits(value: float) -> int:
+    """Decimals that a published number was printed with."""
+    return len(repr(value).partition(".")[2].rstrip("0")) if "e" not in repr(value) else 0
+
+
+def _sources(cell: TableCell) -> Iterator[str]:
+    for sample in cell.samples:
+        yield f"{sample.cell or 'run'} {sample.run}: {sample.value!r}"
+    for gap in cell.gaps:
+        yield f"{gap.cell or 'run'} {gap.run}: {gap.reason}"
+
+
+def _symbols(marks: Sequence[Mark]) -> str:
+    symbols = "".join(SYMBOLS[mark] for mark in marks)
+    return f" {symbols}" if symbols else ""
+
+
+def number(cell: TableCell, *, digits: int) -> str:
+    """`90.7 ± 0.3 (3)`, `90.7 (1)`, `90.7 ± 0.3 (2/3)`, the cited number, or why there is none."""
+    if cell.cited is not None:
+        return f"{cell.cited:.{digits}f}"
+    if cell.mean is None:
+        return gaps(cell) or "-"
+    runs = f"{cell.n}" if cell.n == cell.expected else f"{cell.n}/{cell.expected}"
+    spread = "" if cell.sd is None else f" ± {cell.sd:.{digits}f}"
+    return f"{cell.mean:.{digits}f}{spread} ({runs})"
+
+
+def gaps(cell: TableCell) -> str:
+    """The reasons for missing runs, each once with its count: `queued x 2; running 63 %`."""
+    reasons = [gap.reason for gap in cell.gaps]
+    distinct = dict.fromkeys(reasons)
+    return "; ".join(reason if reasons.count(reason) == 1 else f"{reason} x {reasons.count(reason)}" for reason in distinct)

@@ -1,0 +1,165 @@
+"""Tables as text: Markdown, CSV, HTML and JSON here, LaTeX in `latex.py`. Pure."""
+
+from __future__ import annotations
+
+import csv
+import enum
+import io
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict
+from html import escape
+from typing import assert_never
+
+from orchestrator.tables import latex
+from orchestrator.tables.layout import Grid, Word, gaps, grids, legend
+from orchestrator.tables.model import TableModel
+
+
+class Format(enum.StrEnum):
+    """What `orch table --format` accepts."""
+
+    MARKDOWN = "md"
+    LATEX = "tex"
+    CSV = "csv"
+    HTML = "html"
+    JSON = "json"
+
+
+def render(model: TableModel, form: Format) -> str:
+    """The table in one format, ending in a newline."""
+    match form:
+        case Format.MARKDOWN:
+            return markdown(model)
+        case Format.LATEX:
+            return latex.render(model)
+        case Format.CSV:
+            return as_csv(model)
+        case Format.HTML:
+            return html(model)
+        case Format.JSON:
+            return as_json(model)
+        case _:
+            assert_never(form)
+
+
+def markdown(model: TableModel) -> str:
+    """Pipe tables whose columns also line up in a terminal."""
+    lines = [f"# {_one_line(model.title)}", ""]
+    if model.comment:
+        lines.extend([_one_line(model.comment), ""])
+    for grid in grids(model):
+        if len(model.blocks) > 1:
+            lines.extend([f"## {_one_line(grid.title)}", ""])
+        lines.extend([*_pipes(grid), ""])
+        lines.extend(f"- {_one_line(note)}" for note in grid.footnotes)
+        if grid.footnotes:
+            lines.append("")
+    lines.extend(_one_line(note) + "  " for note in (legend(model), *model.notes))
+    return "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _pipes(grid: Grid) -> list[str]:
+    table = [[_pipe_cell(word) for word in row] for row in (grid.header, *grid.rows)]
+    widths = [max(3, *(_width(row[j]) for row in table)) for j in range(len(grid.header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [_pad(text, widths[j], left=j in grid.left) for j, text in enumerate(row)]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [":" + "-" * (width - 1) if j in grid.left else "-" * (width - 1) + ":" for j, width in enumerate(widths)]
+    return [line(table[0]), f"| {' | '.join(rule)} |", *(line(row) for row in table[1:])]
+
+
+def _pipe_cell(word: Word) -> str:
+    text = _one_line(word.text).replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
+    return f"**{text}**" if word.bold else text
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal uses."""
+    return sum(0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
+
+
+def _pad(text: str, width: int, *, left: bool) -> str:
+    space = " " * (width - _width(text))
+    return text + space if left else space + text
+
+
+CSV_COLUMNS = (
+    *("metric", "row", "row_label", "column", "column_label", "mean", "sd", "n", "expected", "paper", "delta"),
+    *("cited", "source", "best", "marks", "missing", "values", "runs"),
+)
+
+
+def as_csv(model: TableModel) -> str:
+    """One line per number, at full precision, in table units; lists are separated by spaces, reasons by semicolons."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for block in model.blocks:
+        for row, cells in zip(model.rows, block.cells, strict=True):
+            for column, cell in zip(model.columns, cells, strict=True):
+                writer.writerow(
+                    [
+                        *(block.metric, row.option, row.label, column.option, column.label),
+                        *(_raw(one) for one in (cell.mean, cell.sd)),
+                        *(cell.n, cell.expected),
+                        *(_raw(one) for one in (cell.paper, cell.delta, cell.cited)),
+                        *(cell.source, "yes" if cell.best else "", "; ".join(mark.value for mark in cell.marks), gaps(cell)),
+                        " ".join(repr(sample.value) for sample in cell.samples),
+                        " ".join(sample.run for sample in cell.samples),
+                    ]
+                )
+    return out.getvalue()
+
+
+def _raw(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def as_json(model: TableModel) -> str:
+    """Everything that the table knows."""
+    return json.dumps(asdict(model), indent=1, ensure_ascii=False) + "\n"
+
+
+_STYLE = """
+body { font-family: sans-serif; margin: 2em; }
+table { border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid; }
+th { border-bottom: 1px solid; }
+th, td { padding: 0.2em 0.8em; text-align: right; }
+.left { text-align: left; }
+p, li { font-size: 85%; max-width: 60em; }
+"""
+
+
+def html(model: TableModel) -> str:
+    """A page of its own; pointing at a number shows the runs behind it."""
+    title = escape(model.title)
+    lines = ["<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">', f"<title>{title}</title>"]
+    lines.extend([f"<style>{_STYLE}</style>", "</head>", "<body>", f"<h1>{title}</h1>"])
+    if model.comment:
+        lines.append(f"<p>{escape(model.comment)}</p>")
+    for grid in grids(model):
+        lines.extend([f"<h2>{escape(grid.title)}</h2>", "<table>"])
+        lines.extend(_html_row(row, grid, tag) for tag, row in (("th", grid.header), *(("td", row) for row in grid.rows)))
+        lines.append("</table>")
+        if grid.footnotes:
+            lines.extend(["<ul>", *(f"<li>{escape(note)}</li>" for note in grid.footnotes), "</ul>"])
+    lines.extend(f"<p>{escape(note)}</p>" for note in (legend(model), *model.notes))
+    return "\n".join([*lines, "</body>", "</html>", ""])
+
+
+def _html_row(row: Sequence[Word], grid: Grid, tag: str) -> str:
+    cells: list[str] = []
+    for j, word in enumerate(row):
+        text = f"<b>{escape(word.text)}</b>" if word.bold else escape(word.text)
+        attributes = ' class="left"' if j in grid.left else ""
+        attributes += f' title="{escape(word.hint)}"' if word.hint else ""
+        cells.append(f"<{tag}{attributes}>{text}</{tag}>")
+    return f"<tr>{''.join(cells)}</tr>"
