@@ -368,16 +368,15 @@ def main(arguments: Sequence[str]) -> int:
     """`up DIR [key=value ...]` and `down DIR`."""
     verb, directory = arguments[0], Path(arguments[1]).resolve()
     if verb == "up":
-        fields = {field.name: field for field in dataclasses.fields(Options)}
-        given: dict[str, object] = {}
+        given = dataclasses.asdict(Options())
         for text in arguments[2:]:
             key, value = text.split("=", 1)
-            kind = type(fields[key].default)
+            kind = type(given[key])
             given[key] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
         if (directory / "cluster.json").exists() or (directory / "slurm.conf").exists():
             main(["down", str(directory)])
             shutil.rmtree(directory)
-        cluster = SlurmCluster(directory, dataclasses.replace(Options(), **given), die_with_parent=False).start()  # type: ignore[arg-type]  # checked by kind
+        cluster = SlurmCluster(directory, Options(**given), die_with_parent=False).start()
         sys.stdout.write(f"export SLURM_CONF={cluster.conf}\n")
         return 0
     if verb == "down":

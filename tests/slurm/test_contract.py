@@ -25,7 +25,9 @@ PATIENCE_S = 60.0
 class Driver(Protocol):
     """A cluster and the hands that move it."""
 
-    slurm: Slurm
+    @property
+    def slurm(self) -> Slurm:
+        """The side that the control plane sees."""
 
     def submit(self, name: str, count: int | None, *, partition: str = "low", dependency: str = "") -> str:
         """Queue tasks that run until they are told to end; returns the array id."""
