@@ -73,7 +73,7 @@ class Table:
     more: tuple[Value, ...] = ()
     """Further numbers for every cell, printed below the main table."""
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """row option -> column option -> the published number, in table units (already scaled)."""
+    """row option -> column option (`` without columns) -> the published number, in table units (already scaled)."""
     paper_source: str = ""
     protocol: str = ""
     """How the paper's number was measured, where it differs from ours."""

@@ -49,8 +49,6 @@ def read_resources(reader: Reader, item: Item) -> dict[str, Any]:
 def _read(reader: Reader, item: Item, key: str, kind: Any) -> Any:
     if kind is int:
         return reader.integer(item, least=1 if key in AT_LEAST_ONE else 0, most=MOST)
-    if kind is bool:
-        return reader.boolean(item)
     if kind is str:
         return reader.text(item)
     if typing.get_origin(kind) is list:

@@ -59,7 +59,28 @@ SIMPLE = st.one_of(
     st.from_regex(r"[+-]?[0-9]{1,3}(\.[0-9]{0,3})?([eE][+-]?[0-9]{1,2})?", fullmatch=True),
     st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,8}", fullmatch=True),
     st.sampled_from(
-        ["null", "true", "False", "NULL", "inf", "-inf", "''", "", "1_000", "0x1", "007", "1.", ".5", "+3", "-0", "a b", "a.b/c"]
+        [
+            "null",
+            "true",
+            "False",
+            "NULL",
+            "inf",
+            "-inf",
+            "nan",
+            "NaN",
+            "-nan",
+            "''",
+            "",
+            "1_000",
+            "0x1",
+            "007",
+            "1.",
+            ".5",
+            "+3",
+            "-0",
+            "a b",
+            "a.b/c",
+        ]
     ),
     st.text("abc 1,:'\"[]{}=\\é", max_size=6).map(lambda text: "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"),
 )
@@ -81,6 +102,8 @@ ASSIGNMENTS = st.builds(lambda sign, key, value: f"{sign}{key}={value}", st.samp
 @example(["objective=covariance"], ["objective.projection={size:3}", "objective.projection.size=4"], None)
 @example([], ["model.decoder=null", "model.decoder={channels:2}"], None)
 @example([], ["+new.key=1", "new.key=2", "model.num_slots=${new.key}"], None)
+@example([], ["steps=5", "++steps=3"], None)
+@example([], ["++steps=3", "steps=5", "+new=1", "seed=2"], None)
 @example([], ["seed=[1,2]", "seed=[3]", "seed=4"], None)
 @example([], ["optimizer.grad_clip={a:1}", "optimizer.grad_clip.a=2"], None)
 def test_that_the_result_is_hydras_own(
@@ -96,6 +119,9 @@ def test_that_the_result_is_hydras_own(
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SIMPLE)
+@example("nan")
+@example("True")
+@example("1e5")
 def test_that_a_value_is_read_as_hydra_reads_it(composer: Composer, value: str) -> None:
     try:
         expected = OverridesParser.create().parse_override(f"label={value}").value()
