@@ -250,9 +250,7 @@ def main(arguments: list[str]) -> int:
     """Entry point; returns the exit code."""
     flag = preemption.install()
     place = Ranks.from_environment(os.environ)
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s rank {place.rank} %(levelname)s %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s rank {place.rank} %(levelname)s %(message)s")
     if len(arguments) != 1:
         log.error("usage: python -m jobs RUN_DIR")
         return ExitCode.REFUSED

@@ -24,7 +24,6 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 
 class ExitCode(enum.IntEnum):

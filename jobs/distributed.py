@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator  # type: ignore[import-untyped]  # ships no type information
 
 from jobs.attempt import Run
 
@@ -46,11 +46,13 @@ class Group:
     @property
     def device(self) -> torch.device:
         """Where this rank computes."""
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as configured."""
-        return self.accelerator.autocast()
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter], extra: torch.Tensor) -> torch.Tensor:
         """Sum gradients in place over ranks, and `extra` [M] with them in the same message; returns the summed `extra`.
@@ -131,9 +133,11 @@ def join(run: Run, *, precision: Literal["fp32", "tf32", "bf16"], timeout_s: flo
     torch.set_num_threads(run.frozen.config.runtime.threads)
     configure_precision(precision)
     side = None
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # Accelerate reads them; alone there must be none
+        os.environ.pop(name, None)
     if place.world_size > 1:
         os.environ |= {"RANK": str(place.rank), "WORLD_SIZE": str(place.world_size), "LOCAL_RANK": str(place.local_rank)}
-        store = dist.TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]  # exported at run time only
             place.address,
             run.port,
             place.world_size,

@@ -32,7 +32,7 @@ class _ScaleGradient(torch.autograd.Function):
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient * ctx.factor, None
 
 
@@ -43,10 +43,12 @@ def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[slice, torch.Tens
         yield rows, batch.images_BCHW[rows], batch.noise_BKD[rows]
 
 
-def _pooled(objective: Objective, slots_BKD: torch.Tensor, batch: Batch, group: Group, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _pooled(
+    objective: Objective, slots_BKD: torch.Tensor, batch: Batch, group: Group, step: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The pooled term of the global batch divided by W, and its named parts (equal on every rank)."""
     world = group.world_size
-    scaled_BKD = slots_BKD if world == 1 else _ScaleGradient.apply(slots_BKD, float(world))
+    scaled_BKD = slots_BKD if world == 1 else _ScaleGradient.apply(slots_BKD, float(world))  # type: ignore[no-untyped-call]
     everything_BKD = group.gather_rows(scaled_BKD, batch.rows, batch.total)
     terms = objective.slot_terms(everything_BKD, step=step)
     return terms.total / world, {name: part.detach() / world for name, part in terms.parts.items()}

@@ -10,7 +10,6 @@ run's end, covers its step: no fall-back after that can take it back, except to 
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -43,7 +42,7 @@ class JournalWriter:
 
     def __init__(self, directory: Path, *, attempt: int, restored_step: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._file: io.BufferedWriter = open(directory / f"{attempt:04d}.jsonl", "xb", buffering=1 << 20)  # noqa: SIM115
+        self._file = open(directory / f"{attempt:04d}.jsonl", "xb", buffering=1 << 20)  # noqa: SIM115
         self._write({"attempt": attempt, "restored": restored_step, "time": time.time()})
         self.sync()
 
@@ -54,7 +53,7 @@ class JournalWriter:
         """Record scalars of one finished step."""
         self._write({"s": step, "t": time.time_ns() // 1_000_000, "m": values})
 
-    def event(self, step: int, name: str, **detail: Any) -> None:
+    def event(self, step: int, name: str, /, **detail: Any) -> None:
         """Record something that happened, with JSON-able detail."""
         self._write({"s": step, "t": time.time_ns() // 1_000_000, "e": name, "d": detail})
 

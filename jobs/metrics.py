@@ -25,7 +25,7 @@ SCORES: Mapping[str, str] = {
 """Scores of an evaluation: each is a mean over noise seeds and has a `_noise_sd` companion."""
 
 METRICS: Mapping[str, Mapping[str, str]] = {
-    "count": {"count/value": "the counter's value: the number of finished steps"},
+    "count": {"count/value": "the counting job's state, a chain of hashes over its steps, modulo 1 000 003"},
     "prepare": {"prepare/records": "records written so far"},
     "train": {
         "train/loss": "the whole objective",

@@ -37,7 +37,12 @@ def draw_panel(looks: Sequence[Look]) -> Image.Image:
     for look in looks:
         side = look.image_HWC.shape[0]
         scale = max(1, -(-LEAST_SIDE // side))
-        tiles = [np.pad(np.kron(tile, np.ones((scale, scale, 1), dtype=np.uint8)), ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255) for tile in _tiles(look)]
+        tiles = [
+            np.pad(
+                np.kron(tile, np.ones((scale, scale, 1), dtype=np.uint8)), ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255
+            )
+            for tile in _tiles(look)
+        ]
         rows.append(np.concatenate(tiles, axis=1))
     return Image.fromarray(np.concatenate(rows, axis=0).astype(np.uint8))
 

@@ -54,7 +54,10 @@ class Scored:
 
     def means(self) -> dict[str, float]:
         """Mean of each score over the images that define it; NaN when none does."""
-        return {name: float(np.nanmean(values)) if np.isfinite(values).any() else float("nan") for name, values in self.per_image.items()}
+        return {
+            name: float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+            for name, values in self.per_image.items()
+        }
 
 
 def _score_batch(masks_BKHW: torch.Tensor, labels_BHW: torch.Tensor, mse_B: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -112,7 +115,5 @@ def score_images(
         if len(kept) < keep:
             wanted = slice(start, min(stop, keep))
             rows = wanted.stop - wanted.start
-            kept += _looks(
-                images_NHWC[wanted], labels_NHW[wanted], output.reconstruction_BCHW[:rows], output.masks_BKHW[:rows]
-            )
+            kept += _looks(images_NHWC[wanted], labels_NHW[wanted], output.reconstruction_BCHW[:rows], output.masks_BKHW[:rows])
     return Scored(per_image={name: torch.cat(values).numpy() for name, values in found.items()}, kept=kept)

@@ -242,5 +242,7 @@ def check_needs(spec: CountSpec | PrepareSpec | TrainSpec | EvaluateSpec, needs:
                 f"model.resolution {spec.model.resolution} differs from the data's {prepared.data.resolution} x {prepared.data.resolution} images"
             )
         if spec.drop_last and spec.batch_size > prepared.data.train.count:
-            problems.append(f"batch_size {spec.batch_size} is larger than the training set of {prepared.data.train.count} with drop_last")
+            problems.append(
+                f"batch_size {spec.batch_size} is larger than the training set of {prepared.data.train.count} with drop_last"
+            )
     return problems

@@ -79,7 +79,9 @@ def build_state(spec: TrainSpec, device: torch.device) -> TrainState:
     slot_size = getattr(spec.model, "slot_size", 1)
     objective = build_objective(spec.objective, slot_size=slot_size, num_slots=spec.model.num_slots, generator=head).to(device)
     parameters = [*model.parameters(), *objective.parameters()] or [torch.nn.Parameter(torch.zeros(1, device=device))]
-    return TrainState(model=model, objective=objective, optimizer=build_adam(spec.optimizer, parameters, cuda=device.type == "cuda"))
+    return TrainState(
+        model=model, objective=objective, optimizer=build_adam(spec.optimizer, parameters, cuda=device.type == "cuda")
+    )
 
 
 @dataclass(kw_only=True)
@@ -255,9 +257,7 @@ def _on_hang(run: Run, silent_s: float) -> None:
     known = read_outcome(run.run_dir)
     if run.owns() and (known is None or known.attempt != run.attempt.number):
         reason = f"rank {run.ranks.rank} finished no step for {silent_s:.0f} s (runtime.hang_timeout_s)"
-        write_outcome(
-            run.run_dir, Outcome(status=Status.FAILED, attempt=run.attempt.number, cause=Cause.HANG, reason=reason)
-        )
+        write_outcome(run.run_dir, Outcome(status=Status.FAILED, attempt=run.attempt.number, cause=Cause.HANG, reason=reason))
     os._exit(ExitCode.FAILED)
 
 

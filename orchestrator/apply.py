@@ -1,8 +1,8 @@
 """The only file that acts: records decisions, submits batches, cancels. Every act is: write intent, act, record.
 
-    dies before the intent is recorded     nothing happened
-    dies between intent and sbatch         the intent ages, the next pass withdraws it and plans the runs again
-    dies between sbatch and the record     the next pass finds the job by its name (the token) and adopts it
+dies before the intent is recorded     nothing happened
+dies between intent and sbatch         the intent ages, the next pass withdraws it and plans the runs again
+dies between sbatch and the record     the next pass finds the job by its name (the token) and adopts it
 """
 
 from __future__ import annotations
@@ -108,5 +108,3 @@ def cancel(root: Root, store: Store, slurm: Slurm | None, runs: Iterable[RunReco
     waiting = [run for run in chosen if run.state is not RunState.RUNNING]
     store.apply([Change(run=run.id, state=RunState.CANCELLED, reason="cancelled") for run in waiting], now=time.time())
     return [run.id for run in chosen]
-
-

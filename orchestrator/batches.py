@@ -91,9 +91,7 @@ def _aligned(pairs: Sequence[tuple[Task, RunRecord]]) -> list[RunRecord] | None:
     return [run for _, run in ordered] if [task.index for task, _ in ordered] == list(range(len(ordered))) else None
 
 
-def _pieces(
-    group: Sequence[RunRecord], records: Mapping[str, RunRecord], batches: Sequence[Batch], size: int
-) -> list[Batch]:
+def _pieces(group: Sequence[RunRecord], records: Mapping[str, RunRecord], batches: Sequence[Batch], size: int) -> list[Batch]:
     """Cut runs of one level and one resource set so that each piece has one dependency form."""
     placed = {run: Task(batch=b, index=i) for b, batch in enumerate(batches) for i, run in enumerate(batch.runs)}
     upstream = {run.id: _upstream(run, records, placed) for run in group}

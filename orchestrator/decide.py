@@ -142,7 +142,9 @@ def _observe_run(
     return _absent(record, snapshot, records, policy, now)
 
 
-def _submission(submission: SubmissionRecord, snapshot: Snapshot, runs: Iterable[DiskSeen], policy: Policy, now: float) -> Action | None:
+def _submission(
+    submission: SubmissionRecord, snapshot: Snapshot, runs: Iterable[DiskSeen], policy: Policy, now: float
+) -> Action | None:
     """What became of an intent whose answer is not recorded."""
     known = snapshot.arrays.get(submission.token)
     if known:

@@ -1,10 +1,10 @@
 """The error tree and the exit codes of `orch`. Words are chosen here and in `cli/`; nowhere else prints.
 
-    OrchError                exit 1  our bug, when nothing narrower fits
-     |-- UserError           exit 2  YAML, config, data file, path: something the user can mend
-     |-- ClusterError        exit 3  Slurm (or the file system behind it) did not answer, or refused
-     |-- TrackerError        exit 3  MLflow cannot be reached
-     +-- RunsFailed          exit 4  the command worked, some runs did not
+OrchError                exit 1  our bug, when nothing narrower fits
+ |-- UserError           exit 2  YAML, config, data file, path: something the user can mend
+ |-- ClusterError        exit 3  Slurm (or the file system behind it) did not answer, or refused
+ |-- TrackerError        exit 3  MLflow cannot be reached
+ +-- RunsFailed          exit 4  the command worked, some runs did not
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The states of a run and the legal steps between them. Pure.
 
-    PLANNED -> SUBMITTING -> QUEUED <-> RUNNING -> DONE
-       ^           |            |          |
-       |           v            v          +-> FAILED | TIMED_OUT | LOST | CANCELLED | STOPPED
-       +-----------+------------+----------------(resume, or a blocked run going back)
+PLANNED -> SUBMITTING -> QUEUED <-> RUNNING -> DONE
+   ^           |            |          |
+   |           v            v          +-> FAILED | TIMED_OUT | LOST | CANCELLED | STOPPED
+   +-----------+------------+----------------(resume, or a blocked run going back)
 """
 
 from __future__ import annotations

@@ -121,7 +121,12 @@ class LocalRunner:
         after = newest_attempt(self.root, record.id)
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         environment = clean_environment(os.environ) | kept
-        environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(run_dir.code.absolute()), "PYTHONUNBUFFERED": "1", "ORCH_TOKEN": token}
+        environment |= {
+            "PYTHONSAFEPATH": "1",
+            "PYTHONPATH": str(run_dir.code.absolute()),
+            "PYTHONUNBUFFERED": "1",
+            "ORCH_TOKEN": token,
+        }
         run_dir.logs.mkdir(exist_ok=True)
         with open(run_dir.logs / f"local.{after + 1:04d}.log", "ab") as log:
             popen = subprocess.Popen(
@@ -134,7 +139,8 @@ class LocalRunner:
                 start_new_session=True,
             )
         self.store.apply(
-            [Change(run=record.id, state=RunState.RUNNING, job=local_job(popen.pid), token=token, after_attempt=after)], now=time.time()
+            [Change(run=record.id, state=RunState.RUNNING, job=local_job(popen.pid), token=token, after_attempt=after)],
+            now=time.time(),
         )
         self._running[record.id] = _Process(record=record, popen=popen, started=time.monotonic(), after_attempt=after)
 

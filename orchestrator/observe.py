@@ -60,7 +60,9 @@ def _local(records: Iterable[RunRecord]) -> dict[str, TaskSeen]:
     return found
 
 
-def _history(slurm: Slurm, records: Iterable[RunRecord], known: Mapping[str, TaskSeen], since: float) -> dict[str, TaskSeen] | None:
+def _history(
+    slurm: Slurm, records: Iterable[RunRecord], known: Mapping[str, TaskSeen], since: float
+) -> dict[str, TaskSeen] | None:
     """Ask sacct about the arrays of jobs that squeue does not explain; None when there is no history to ask."""
     missing = {record.job.partition("_")[0] for record in records if record.job not in known}
     if not missing:
@@ -100,7 +102,7 @@ def observe(
         if task is not None and task.state is SlurmState.PENDING and record.state is RunState.QUEUED and not record.reason:
             continue  # never started yet: nothing on disk
         disk[record.id] = look_at(root.run_dir(record.id))
-    queue = None if listed is None and not any(record.job.startswith(LOCAL_JOB) for record in active) else {**(listed or {}), **local}
+    queue = (
+        None if listed is None and not any(record.job.startswith(LOCAL_JOB) for record in active) else {**(listed or {}), **local}
+    )
     return Snapshot(at=now, queue=queue, arrays=arrays, history=history, disk=disk)
-
-

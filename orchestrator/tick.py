@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from orchestrator import apply
 from orchestrator.batches import Limits, cut
 from orchestrator.cluster import user_name
-from orchestrator.decide import decide
+from orchestrator.decide import Adopt, decide
 from orchestrator.lifecycle import ACTIVE, RunState
 from orchestrator.observe import observe
 from orchestrator.policy import Policy
@@ -40,7 +40,7 @@ def look(root: Root, store: Store, slurm: Slurm | None, *, policy: Policy | None
         snapshot = observe(root, records, unanswered, slurm, user=user_name(), now=at)
         actions = decide(records, unanswered, snapshot, policy, at)
         apply.record(store, actions, now=at)
-        if not any(isinstance(action, apply.Adopt) for action in actions):
+        if not any(isinstance(action, Adopt) for action in actions):
             break
     return Pass(records=store.runs() if actions else records, snapshot=snapshot)
 

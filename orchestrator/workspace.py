@@ -1,12 +1,12 @@
 """The root directory: where run directories, code snapshots and submissions live, and who may change them.
 
-    ROOT/orch.db            the store (control plane only)
-    ROOT/lock               held while something is changed
-    ROOT/site.json          the site profile (`orch doctor`)
-    ROOT/runs/ID/           run directories (jobs.contract)
-    ROOT/snapshots/TREE/    code snapshots, one per tree hash
-    ROOT/slurm/TOKEN/       index table, script and batch log of one submission
-    ROOT/mlflow.db, ROOT/mlartifacts/   the default tracker
+ROOT/orch.db            the store (control plane only)
+ROOT/lock               held while something is changed
+ROOT/site.json          the site profile (`orch doctor`)
+ROOT/runs/ID/           run directories (jobs.contract)
+ROOT/snapshots/TREE/    code snapshots, one per tree hash
+ROOT/slurm/TOKEN/       index table, script and batch log of one submission
+ROOT/mlflow.db, ROOT/mlartifacts/   the default tracker
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ def snapshot_code(root: Root, checkout: Path) -> Snapshot:
     try:
         facts = json.loads((path / "commit.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ClusterError(Problem(what="the code snapshot is damaged", where=str(path), hint=f"remove {path} and submit again")) from error
+        raise ClusterError(
+            Problem(what="the code snapshot is damaged", where=str(path), hint=f"remove {path} and submit again")
+        ) from error
     return Snapshot(tree=tree, path=path, commit=str(facts["commit"]), dirty=bool(facts["dirty"]))
 
 

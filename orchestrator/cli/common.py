@@ -96,7 +96,9 @@ def find_run(store: Store, typed: str) -> RunRecord:
     """Exactly one run."""
     found = find_runs(store, [typed])
     if len(found) != 1:
-        raise UserError(Problem(what="this means several runs", value=typed, allowed=", ".join(list(found)[:8]), hint="name one run"))
+        raise UserError(
+            Problem(what="this means several runs", value=typed, allowed=", ".join(list(found)[:8]), hint="name one run")
+        )
     return next(iter(found.values()))
 
 

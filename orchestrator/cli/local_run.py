@@ -66,9 +66,7 @@ def run_here(root: Path, ids: Sequence[str], *, sweep: str | None, parallel: int
         if not todo:
             _nothing(before, sweep)
             return
-        runner = LocalRunner(
-            root=desk.root, store=desk.store, parallel=parallel or default_parallel(), report=Display().show
-        )
+        runner = LocalRunner(root=desk.root, store=desk.store, parallel=parallel or default_parallel(), report=Display().show)
         after = runner.run(todo)
         names = desk.store.sweeps() if sweep is None else [sweep]
         _ship(desk, names)
@@ -100,7 +98,9 @@ def _sum_up(records: dict[str, RunRecord], sweep: str | None) -> None:
         click.echo(f"  {run} {record.state.value}: {record.reason}", err=True)
     if failed:
         first = next(iter(failed))
-        raise RunsFailed(Problem(what=f"{len(failed)} runs failed", hint=f"`orch show {first}` explains; `orch resume` tries again"))
+        raise RunsFailed(
+            Problem(what=f"{len(failed)} runs failed", hint=f"`orch show {first}` explains; `orch resume` tries again")
+        )
     if unfinished:
         target = f" {sweep}" if sweep else ""
         click.echo(f"stopped; `orch resume{target} --local` goes on", err=True)

@@ -25,15 +25,17 @@ def command(root: Path, run: str, follow: bool, everything: bool) -> None:
         record = find_run(desk.store, run)
         files = log_files(desk, record.id)
         if not files and not follow:
-            raise UserError(Problem(what="this run has no log yet", value=record.id, hint=f"`orch show {record.id}` says where it stands"))
+            raise UserError(
+                Problem(what="this run has no log yet", value=record.id, hint=f"`orch show {record.id}` says where it stands")
+            )
         for path in files if everything else files[-1:]:
             click.echo(path.read_text(encoding="utf-8", errors="replace"), nl=False)
         if not follow:
             return
         current, offset = (files[-1], files[-1].stat().st_size) if files else (None, 0)
         while True:
-            newest = log_files(desk, record.id)[-1:] or [None]
-            if newest[0] is not None and newest[0] != current:
+            newest = log_files(desk, record.id)[-1:]
+            if newest and newest[0] != current:
                 current, offset = newest[0], 0
             if current is not None:
                 with open(current, "rb") as handle:

@@ -17,7 +17,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("orchestrator.cli.status", "Show where all runs stand."),
     "show": ("orchestrator.cli.show", "Explain one run: what it is, its attempts, why it failed, last log lines."),
     "logs": ("orchestrator.cli.logs", "Print a run's log (-f follows it)."),
-    "resume": ("orchestrator.cli.resume", "Continue failed, lost, timed-out, cancelled and stopped runs from their last checkpoint."),
+    "resume": (
+        "orchestrator.cli.resume",
+        "Continue failed, lost, timed-out, cancelled and stopped runs from their last checkpoint.",
+    ),
     "cancel": ("orchestrator.cli.cancel", "Cancel a sweep's runs, or single runs."),
     "table": ("orchestrator.cli.table", "Ship what is new to MLflow and print the sweep's table."),
     "sync": ("orchestrator.cli.sync", "Ship journals to MLflow."),

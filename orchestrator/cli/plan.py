@@ -32,9 +32,7 @@ def plan_json(made: Plan) -> str:
         }
         for run in made.runs.values()
     }  # fmt: skip
-    cells = [
-        {"coordinates": dict(cell.cell.coordinates), "runs": dict(cell.runs), "cite": cell.cell.cite} for cell in made.cells
-    ]
+    cells = [{"coordinates": dict(cell.cell.coordinates), "runs": dict(cell.runs), "cite": cell.cell.cite} for cell in made.cells]
     return json.dumps({"sweep": made.sweep.name, "code_tree": made.code_tree, "cells": cells, "runs": runs}, indent=1)
 
 

@@ -53,14 +53,23 @@ def explain(desk: Desk, record: RunRecord) -> str:
     lines.append(f"attempts: {len(attempts) or 'none yet'}")
     for one in attempts:
         journal = journals.get(one.number)
-        reached = f"step {journal.restored_step} -> {journal.entries[-1].step if journal.entries else journal.restored_step}" if journal else "no journal"
+        reached = (
+            f"step {journal.restored_step} -> {journal.entries[-1].step if journal.entries else journal.restored_step}"
+            if journal
+            else "no journal"
+        )
         place = one.job_id or "this machine"
-        lines.append(f"  {one.number}: {when(one.started_at)} {place} restart {one.restart_count} on {one.node or '?'}, {reached}")
+        lines.append(
+            f"  {one.number}: {when(one.started_at)} {place} restart {one.restart_count} on {one.node or '?'}, {reached}"
+        )
         if one.environment and spec.get("environment") and one.environment != spec["environment"]:
             lines.append("     note: the installed packages had changed since submit")
     outcome = read_outcome(run_dir)
     if outcome is not None:
-        lines.append(f"outcome: {outcome.status.value} at step {outcome.step}, {when(outcome.finished_at)}" + (f": {outcome.reason}" if outcome.reason else ""))
+        lines.append(
+            f"outcome: {outcome.status.value} at step {outcome.step}, {when(outcome.finished_at)}"
+            + (f": {outcome.reason}" if outcome.reason else "")
+        )
         lines += [f"  {name} = {value:.6g}" for name, value in sorted(outcome.values.items())]
     logs = log_files(desk, record.id)
     if logs:

@@ -52,7 +52,9 @@ def detail_lines(desk: Desk, records: Mapping[str, RunRecord]) -> list[str]:
         if members:
             lines.append(f"{title}:")
         for one in members[:SHOWN]:
-            what = progress_of(desk, one) if one.state is RunState.RUNNING else f"{one.state.value.replace('_', ' ')}: {one.reason}"
+            what = (
+                progress_of(desk, one) if one.state is RunState.RUNNING else f"{one.state.value.replace('_', ' ')}: {one.reason}"
+            )
             lines.append(f"  {one.id:<24} {one.job:<12} {what}")
         if len(members) > SHOWN:
             lines.append(f"  ... and {len(members) - SHOWN} more (`--json` has all)")
@@ -76,7 +78,9 @@ def render(desk: Desk, typed: Sequence[str], trouble: str) -> str:
     names = desk.store.sweeps() if not typed else []
     for name in names:
         row = desk.store.sweep_row(name)
-        lines.append(f"{name}: {counts_line(desk.store.of_sweep(name))}" + (f"  ({row['title']})" if row and row["title"] else ""))
+        lines.append(
+            f"{name}: {counts_line(desk.store.of_sweep(name))}" + (f"  ({row['title']})" if row and row["title"] else "")
+        )
     if len(names) != 1:
         lines.append(counts_line(records))
     lines += detail_lines(desk, records)

@@ -18,14 +18,25 @@ from orchestrator.sweep.plan import Plan
 @click.command("submit")
 @click.argument("sweep", type=click.Path(path_type=Path))
 @click.option("--local", is_flag=True, help="Run it on this machine: one GPU, or the CPU. No Slurm.")
-@click.option("--dry-run", is_flag=True, help="Put every distinct cell through build, steps, kill, restore, evaluate; queue nothing.")
-@click.option("--parallel", type=click.IntRange(min=1), help="Runs at once with --local (default: one per GPU, else one per core).")
+@click.option(
+    "--dry-run", is_flag=True, help="Put every distinct cell through build, steps, kill, restore, evaluate; queue nothing."
+)
+@click.option(
+    "--parallel", type=click.IntRange(min=1), help="Runs at once with --local (default: one per GPU, else one per core)."
+)
 @click.option("--comment", default="", help="A note that goes into the tracker's record of the sweep.")
 @only_option
 @set_option
 @click.pass_obj
 def command(
-    root: Path, sweep: Path, local: bool, dry_run: bool, parallel: int | None, comment: str, only: tuple[str, ...], overrides: tuple[str, ...]
+    root: Path,
+    sweep: Path,
+    local: bool,
+    dry_run: bool,
+    parallel: int | None,
+    comment: str,
+    only: tuple[str, ...],
+    overrides: tuple[str, ...],
 ) -> None:
     """Queue SWEEP on Slurm. Submitting it again queues only what is new; a finished sweep does nothing."""
     if dry_run:
@@ -77,10 +88,16 @@ def say_submitted(made: Plan, desk: Desk, arrays: dict[str, int], held: dict[str
     stuck = [record for record in records.values() if record.state in RESUMABLE]
     if not arrays and not held:
         if done == len(records):
-            click.echo(f"nothing to do: all {done} runs of {made.sweep.name} are done; `orch table {made.sweep.name}` prints the table")
+            click.echo(
+                f"nothing to do: all {done} runs of {made.sweep.name} are done; `orch table {made.sweep.name}` prints the table"
+            )
         else:
-            click.echo(f"nothing new to queue: {done} of {len(records)} runs are done, {len(stuck)} need `orch resume {made.sweep.name}`")
+            click.echo(
+                f"nothing new to queue: {done} of {len(records)} runs are done, {len(stuck)} need `orch resume {made.sweep.name}`"
+            )
     elif stuck:
-        click.echo(f"{len(stuck)} runs ended before and stay as they are; `orch resume {made.sweep.name}` continues them", err=True)
+        click.echo(
+            f"{len(stuck)} runs ended before and stay as they are; `orch resume {made.sweep.name}` continues them", err=True
+        )
     if arrays and not site_signal:
         click.echo("note: this site evicts with SIGTERM alone; jobs checkpoint within its grace time", err=True)

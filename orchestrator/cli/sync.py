@@ -20,6 +20,8 @@ def command(root: Path) -> None:
     with open_desk(root) as desk, desk.root.lock():
         tick.look(desk.root, desk.store, find_slurm())
         report = ship_sweeps(desk.root, desk.store, desk.tracking_uri, desk.store.sweeps())
-        click.echo(f"shipped {report.points} points and {report.artifacts} files of {report.runs} runs; {report.unchanged} unchanged")
+        click.echo(
+            f"shipped {report.points} points and {report.artifacts} files of {report.runs} runs; {report.unchanged} unchanged"
+        )
         for subject, why in report.rejected.items():
             click.echo(f"not accepted by the tracker: {subject}: {why}", err=True)

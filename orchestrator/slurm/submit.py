@@ -83,14 +83,14 @@ class ArrayRequest:
 
     def script(self) -> str:
         """The whole sbatch script."""
-        return _executor(self)._make_submission_file_text(self.command(), self.token)
+        return str(_executor(self)._make_submission_file_text(self.command(), self.token))
 
 
 def _executor(request: ArrayRequest) -> Any:
     """A SlurmExecutor that renders our command as an array; imported late to keep `orch status` light."""
     from submitit.slurm.slurm import SlurmExecutor
 
-    class OrchExecutor(SlurmExecutor):  # type: ignore[misc]  # submitit's classes are untyped here
+    class OrchExecutor(SlurmExecutor):
         """submitit's renderer, without pickles or the in-job wrapper."""
 
         @classmethod

@@ -21,7 +21,9 @@ class StoredCursors:
 
     def set_run(self, run_id: str, tracker_run: str) -> None:
         """Bind a run to the tracker's id of it, and put its cursor back to -1."""
-        self.connection.execute("INSERT OR REPLACE INTO cursors (run, tracker_run, step) VALUES (?, ?, -1)", (run_id, tracker_run))
+        self.connection.execute(
+            "INSERT OR REPLACE INTO cursors (run, tracker_run, step) VALUES (?, ?, -1)", (run_id, tracker_run)
+        )
 
     def advance(self, run_id: str, step: int) -> None:
         """Move the cursor of a bound run."""

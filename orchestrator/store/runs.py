@@ -155,7 +155,9 @@ class Store:
                 "INSERT OR REPLACE INTO cells (sweep, coordinates, runs) VALUES (?, ?, ?)",
                 ((name, json.dumps(dict(cell.coordinates)), json.dumps(dict(cell.runs))) for cell in cells),
             )
-            self.connection.executemany("INSERT OR IGNORE INTO members (sweep, run) VALUES (?, ?)", ((name, run) for run in members))
+            self.connection.executemany(
+                "INSERT OR IGNORE INTO members (sweep, run) VALUES (?, ?)", ((name, run) for run in members)
+            )
             known = {row["id"] for row in self.connection.execute("SELECT id FROM runs")}
             fresh = [run for run in runs if run.id not in known]
             self.connection.executemany(
@@ -238,10 +240,7 @@ class Store:
             rows = self.connection.execute("SELECT position, run FROM tasks WHERE token = ?", (token,)).fetchall()
             self.connection.executemany(
                 "UPDATE runs SET state = ?, job = ?, updated_at = ? WHERE id = ? AND token = ? AND state IN (?, ?)",
-                (
-                    (RunState.QUEUED.value, f"{job}_{row['position']}", now, row["run"], token, *_UNANSWERED)
-                    for row in rows
-                ),
+                ((RunState.QUEUED.value, f"{job}_{row['position']}", now, row["run"], token, *_UNANSWERED) for row in rows),
             )
             events.append(
                 self.connection,

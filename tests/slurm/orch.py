@@ -87,6 +87,15 @@ class Orch:
         """Until the run's journal has reached a step."""
         self.until(lambda: self.step(run_id) >= step, timeout_s, f"{run_id} did not reach step {step}")
 
+    def wait_for_attempt(self, run_id: str, number: int, timeout_s: float = 90.0) -> None:
+        """Until attempt `number` has made a step of its own."""
+
+        def stepped() -> bool:
+            attempts = self.journal(run_id).attempts
+            return bool(attempts) and attempts[-1].attempt >= number and bool(attempts[-1].entries)
+
+        self.until(stepped, timeout_s, f"{run_id} made no step in attempt {number}")
+
     def wait_for_state(self, what: str, states: Sequence[str], timeout_s: float = 90.0) -> dict[str, dict[str, Any]]:
         """Until every run of a sweep is in one of `states`, by `orch status`."""
         found: dict[str, dict[str, Any]] = {}

@@ -56,10 +56,9 @@ def start(orch: Orch, tmp_path: Path, name: str, **values: object) -> dict[str, 
 def test_that_an_evicted_run_goes_on_exactly(orch: Orch, tmp_path: Path, partition: str) -> None:
     """PreemptMode REQUEUE and CANCEL with grace lose nothing; without grace at most one checkpoint interval is redone."""
     run = start(orch, tmp_path, "evicted", partition=partition, steps=50, every=5)
-    for _ in range(2):
-        reached = orch.step(run["id"])
+    for attempt in (2, 3):
         orch.cluster.evict(run["job"])
-        orch.wait_for_step(run["id"], reached + 6)
+        orch.wait_for_attempt(run["id"], attempt)
     orch.wait_for_state("evicted", ["done"])
     assert_exact(orch, run["id"], seed=0, steps=50)
     attempts = read_attempts(orch.run_dir(run["id"]))

@@ -1,0 +1,132 @@
+"""`orch submit SWEEP --dry-run`: every distinct cell through its whole life in miniature; what fails, fails here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.spec import TrainSpec
+from orchestrator.errors import Problem, RunsFailed
+from orchestrator.rehearsal import Chain, distinct_chains, in_warm_process
+from orchestrator.sweep.plan import Plan, PlannedRun
+
+MIB = 2**20
+
+
+def batch_size(chain: Chain) -> int:
+    """Images per step of the chain's training run (8 when it trains nothing)."""
+    return max([run.spec.batch_size for run in chain.runs.values() if isinstance(run.spec, TrainSpec)], default=8)
+
+
+def request(chains: list[Chain], folder: Path) -> dict[str, Any]:
+    """What the warm process is asked for: each chain's configurations, cut short."""
+    from jobs.rehearsal_config import shorten
+
+    asked: list[dict[str, Any]] = []
+    for chain in chains:
+        size = batch_size(chain)
+        names = {run.id: f"{run.id}-b{size}" if run.kind == "prepare" else run.id for run in chain.runs.values()}
+        steps = [
+            {
+                "name": step, "id": names[run.id], "kind": run.kind,
+                "config": shorten(run.spec.model_dump(mode="json"), batch_size=size),
+                "needs": {kind: names[need] for kind, need in run.needs.items()},
+            }
+            for step, run in chain.runs.items()
+        ]  # fmt: skip
+        asked.append({"name": chain.name, "steps": steps})
+    return {"folder": str(folder), "chains": asked}
+
+
+def gpus(run: PlannedRun) -> int:
+    """Devices that a run occupies (1 when it asks for none: then hours are those of one CPU process)."""
+    return max(1, int(run.resources.get("gpus_per_node") or 1)) * int(run.resources.get("nodes") or 1)
+
+
+def hours(run: PlannedRun, found: Mapping[str, Any]) -> float | None:
+    """Projected device-hours of the whole run at the measured step time; None when nothing was measured."""
+    if not isinstance(run.spec, TrainSpec) or not found.get("step_s"):
+        return None
+    return run.spec.steps * float(found["step_s"]) / 3600 * gpus(run)
+
+
+def disk_bytes(run: PlannedRun, found: Mapping[str, Any]) -> int:
+    """Checkpoints that a run keeps, plus one being written."""
+    keep = run.spec.runtime.keep_checkpoints if isinstance(run.spec, TrainSpec) else 1
+    return int(found.get("checkpoint_bytes", 0)) * (keep + 1)
+
+
+def lines_of(chain: Chain, report: Mapping[str, Any]) -> list[str]:
+    """One chain in words: a line of figures, or the reason why it would fail."""
+    title = chain.name + (f" (+{len(chain.cells) - 1} that differ only in seed)" if len(chain.cells) > 1 else "")
+    lines = [title]
+    for step, found in report["steps"].items():
+        run = chain.runs[step]
+        if "error" in found:
+            lines.append(f"  {step}: FAILS: {found['error']}")
+            continue
+        if found.get("reused"):
+            continue
+        parts = [f"  {step}: ok"]
+        if found.get("parameters"):
+            parts.append(f"{found['parameters']:,} parameters")
+        if run.kind == "train":
+            parts.append(f"peak {found['peak_mib']:.0f} MiB")
+        if found.get("step_s"):
+            parts.append(f"{found['step_s']:.3f} s/step")
+        if found.get("checkpoint_bytes"):
+            parts.append(f"checkpoint {found['checkpoint_bytes'] / MIB:.2f} MiB in {found['checkpoint_s']:.2f} s")
+        if "differences" in found:
+            count = len(found["differences"])
+            parts.append("restored bit for bit" if not count else f"{count} DIFFERENCES after restore: {found['differences'][0]}")
+        projected = hours(run, found)
+        if projected is not None:
+            parts.append(f"{projected:.1f} h for {run.spec.steps:,} steps" if isinstance(run.spec, TrainSpec) else "")
+        lines.append(", ".join(part for part in parts if part))
+        if found.get("loader") and found.get("step_s"):
+            lines.append("  " + loader_line(found["loader"], batch_size(chain) / float(found["step_s"])))
+    return lines
+
+
+def loader_line(rates: Mapping[str, float], needed: float) -> str:
+    """Images/s by worker count, and the fewest workers that feed the step with room to spare."""
+    enough = [int(workers) for workers, rate in rates.items() if rate >= 1.5 * needed]
+    advice = min(enough) if enough else int(max(rates, key=lambda workers: rates[workers]))
+    shown = ", ".join(f"{workers}: {rate:,.0f}" for workers, rate in rates.items())
+    return f"loader images/s by workers: {shown}; a step needs {needed:,.0f}: runtime.workers={advice}"
+
+
+def failed(report: Mapping[str, Any]) -> bool:
+    """Whether a chain would fail, or is not restored exactly."""
+    return any("error" in found or found.get("differences") for found in report["steps"].values())
+
+
+def rehearse(made: Plan) -> None:
+    """Run the rehearsal and print it; raises RunsFailed when a cell would fail."""
+    chains = distinct_chains(made)
+    click.echo(f"{len(made.cells)} cells, {len(made.runs)} runs, {len(chains)} distinct pipelines (seeds apart)", err=True)
+    bad: list[str] = []
+    total_hours, total_disk, unknown = 0.0, 0, 0
+    for chain, report in zip(chains, in_warm_process("jobs.rehearse", lambda folder: request(chains, folder)), strict=False):
+        for line in lines_of(chain, report):
+            click.echo(line)
+        if failed(report):
+            bad.append(chain.name)
+        for step, found in report["steps"].items():
+            run = chain.runs[step]
+            projected = hours(run, found)
+            unknown += run.kind == "train" and projected is None and getattr(run.spec, "steps", 0) > 0
+            total_hours += (projected or 0.0) * len(chain.cells)
+            total_disk += disk_bytes(run, found) * len(chain.cells)
+    click.echo(
+        f"projected for the sweep: {total_hours:.1f} device-hours as measured on this machine, {total_disk / MIB:,.0f} MiB of checkpoints"
+        + (f" ({unknown} pipelines without a measurement)" if unknown else "")
+    )
+    if bad:
+        raise RunsFailed(
+            Problem(what=f"{len(bad)} of {len(chains)} pipelines would fail: {', '.join(bad[:5])}", hint="nothing was queued")
+        )
+    click.echo("every distinct cell ran, was killed, restored and evaluated; nothing was queued")

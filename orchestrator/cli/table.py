@@ -1,0 +1,61 @@
+"""`orch table SWEEP`: ship what is new, then assemble the table from MLflow alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from orchestrator import tick
+from orchestrator.cli.common import open_desk, sweep_name
+from orchestrator.cluster import find_slurm
+from orchestrator.errors import ClusterError, Problem, UserError
+from orchestrator.tables.assemble import assemble, metrics_of
+from orchestrator.tables.render import Format, render
+from orchestrator.workspace import Root
+
+
+@click.command("table")
+@click.argument("sweep")
+@click.option(
+    "--format", "style", type=click.Choice([one.value for one in Format]), default=Format.MARKDOWN.value, show_default=True
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
+@click.option("--no-ship", is_flag=True, help="Only read what the tracker has already.")
+@click.pass_obj
+def command(root: Path, sweep: str, style: str, output: Path | None, no_ship: bool) -> None:
+    """Print the table of SWEEP (its name or its file) with the paper's numbers beside ours."""
+    from orchestrator.shipping import ship_sweeps
+    from orchestrator.tracking.reader import read_sweep, read_values
+
+    name = Path(sweep).stem if sweep.endswith((".yaml", ".yml")) else sweep
+    uri = ""
+    if Root(root.absolute()).store.exists():
+        with open_desk(root) as desk:
+            uri = desk.tracking_uri
+            known = sweep_name(desk.store, sweep)
+            if known and not no_ship:
+                with desk.root.lock():
+                    try:
+                        tick.look(desk.root, desk.store, find_slurm())
+                    except ClusterError as error:
+                        click.echo(f"Slurm did not answer, states may be old: {error.problems[0].what}", err=True)
+                    ship_sweeps(desk.root, desk.store, uri, [known])
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        raise UserError(
+            Problem(
+                what="nothing was submitted here, and no tracker is named", hint="use `--root DIR`, or set MLFLOW_TRACKING_URI"
+            )
+        )
+    record = read_sweep(uri, name)
+    text = render(assemble(record, read_values(uri, record, metrics_of(record))), Format(style))
+    if output is None:
+        click.echo(text, nl=not text.endswith("\n"))
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(Problem(what=f"cannot write the table: {error.strerror}", where=str(output))) from error
+    click.echo(f"wrote {output}", err=True)
