@@ -211,7 +211,7 @@ class FrozenRun(Spec):
 
     id: str
     config: JobSpec
-    needs: dict[str, str] = {}
+    needs: dict[str, str] = Field(default_factory=dict)
     """Kind of the needed run -> its id; its directory stands beside this one."""
     code_tree: str = ""
     """Hash of the code snapshot that the run imports."""
@@ -237,10 +237,9 @@ def check_needs(spec: CountSpec | PrepareSpec | TrainSpec | EvaluateSpec, needs:
         problems.append(f"a `{spec.kind}` step needs a step of kind {', '.join(f'`{kind}`' for kind in sorted(missing))}")
     prepared = needs.get("prepare")
     if isinstance(spec, TrainSpec) and isinstance(prepared, PrepareSpec):
-        if spec.model.resolution != prepared.data.resolution:
-            problems.append(
-                f"model.resolution {spec.model.resolution} differs from the data's {prepared.data.resolution} x {prepared.data.resolution} images"
-            )
+        side = prepared.data.resolution
+        if spec.model.resolution != side:
+            problems.append(f"model.resolution {spec.model.resolution} differs from the data's {side} x {side} images")
         if spec.drop_last and spec.batch_size > prepared.data.train.count:
             problems.append(
                 f"batch_size {spec.batch_size} is larger than the training set of {prepared.data.train.count} with drop_last"

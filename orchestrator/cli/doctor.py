@@ -48,7 +48,8 @@ def describe(site: Site) -> list[str]:
     lines = [
         f"Slurm {site.slurm_version}, cluster {site.cluster}",
         f"preemption: {site.preempt_type}; notice by {signal}",
-        f"requeue: {'allowed' if site.requeue_allowed else 'off by default, our jobs ask for it'}; a requeued job waits about {site.requeue_delay_s} s",
+        f"requeue: {'allowed' if site.requeue_allowed else 'off by default, our jobs ask for it'}; "
+        f"a requeued job waits about {site.requeue_delay_s} s",
         f"arrays: at most {site.largest_chunk} tasks each (MaxArraySize {site.max_array_size}, MaxJobCount {site.max_job_count}, "
         f"MaxSubmitJobs {site.max_submit_jobs or 'not set'})",
         "accounting: "

@@ -122,8 +122,8 @@ def rehearse(made: Plan) -> None:
             total_hours += (projected or 0.0) * len(chain.cells)
             total_disk += disk_bytes(run, found) * len(chain.cells)
     click.echo(
-        f"projected for the sweep: {total_hours:.1f} device-hours as measured on this machine, {total_disk / MIB:,.0f} MiB of checkpoints"
-        + (f" ({unknown} pipelines without a measurement)" if unknown else "")
+        f"projected for the sweep: {total_hours:.1f} device-hours as measured on this machine, "
+        f"{total_disk / MIB:,.0f} MiB of checkpoints" + (f" ({unknown} pipelines without a measurement)" if unknown else "")
     )
     if bad:
         raise RunsFailed(

@@ -56,8 +56,8 @@ def as_text(made: Plan) -> str:
         lines.append(f"  ... and {len(made.runs) - 100} more (`--json` has all)")
     if made.changed:
         lines.append(
-            f"{len(made.changed)} runs were frozen with other code: finished ones stay valid, unfinished ones go on with the code "
-            "that they were frozen with (`orch resume --new-code` changes that)"
+            f"{len(made.changed)} runs were frozen with other code: finished ones stay valid, unfinished ones go on with the "
+            "code that they were frozen with (`orch resume --new-code` changes that)"
         )
     return "\n".join(lines)
 

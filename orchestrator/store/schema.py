@@ -28,7 +28,8 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX runs_by_state ON runs (state);
     CREATE TABLE submissions (
-        token TEXT PRIMARY KEY, state TEXT NOT NULL, job TEXT NOT NULL DEFAULT '', tasks INTEGER NOT NULL, created_at REAL NOT NULL
+        token TEXT PRIMARY KEY, state TEXT NOT NULL, job TEXT NOT NULL DEFAULT '', tasks INTEGER NOT NULL,
+        created_at REAL NOT NULL
     );
     CREATE TABLE tasks (
         token TEXT NOT NULL, position INTEGER NOT NULL, run TEXT NOT NULL, PRIMARY KEY (token, position)

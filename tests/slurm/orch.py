@@ -33,9 +33,8 @@ table:
 
 def write_count_sweep(folder: Path, name: str, **values: Any) -> Path:
     """A sweep of counting runs; unnamed values take quiet defaults."""
-    defaults = {
-        "step_s": 0.1, "steps": 60, "every": 1000, "label": name, "seeds": [0], "partition": "low", "minutes": 10, "signal_delay": 30,
-    }  # fmt: skip
+    defaults = {"step_s": 0.1, "steps": 60, "every": 1000, "label": name, "seeds": [0], "partition": "low"}
+    defaults |= {"minutes": 10, "signal_delay": 30}
     path = folder / f"{name}.yaml"
     path.write_text(COUNT.format(**(defaults | values)))
     return path
