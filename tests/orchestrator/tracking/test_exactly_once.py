@@ -210,14 +210,35 @@ def test_that_any_history_of_kills_and_outages_ends_with_every_point_once(histor
                     with contextlib.suppress(TrackerError):
                         ship_run(tracker, facts_of(folder), cursors, ShipReport(), batch=3)
                     tracker.calls_left = None
-        job.finish()
-        ship_run(tracker, facts_of(folder), cursors, ShipReport(), batch=3)
-        expected = {(name, step): value for step in range(1, LAST + 1) for name, value in written(step).items()}
-        counted = Counter((name, step) for name, _, step, _ in tracker.rows)
-        assert counted == Counter(dict.fromkeys(expected, 1))
-        assert {(name, step): value for name, _, step, value in tracker.rows} == expected
-        assert len(tracker.runs) == 1
-        assert cursors.get("r").step == LAST
+        finish_and_check(folder, job, tracker, cursors)
+
+
+def finish_and_check(folder: Path, job: Job, tracker: RowTracker, cursors: Memory) -> None:
+    """Let the job end and ship without trouble; then every point of the surviving history is there once."""
+    job.finish()
+    ship_run(tracker, facts_of(folder), cursors, ShipReport(), batch=3)
+    expected = {(name, step): value for step in range(1, LAST + 1) for name, value in written(step).items()}
+    counted = Counter((name, step) for name, _, step, _ in tracker.rows)
+    assert counted == Counter(dict.fromkeys(expected, 1))
+    assert {(name, step): value for name, _, step, value in tracker.rows} == expected
+    assert len(tracker.runs) == 1
+    assert cursors.get("r").step == LAST
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("corrupt", [0, 1])
+def test_that_an_outage_at_any_request_followed_by_a_fall_back_costs_nothing(tmp_path: Path, share: float, corrupt: int) -> None:
+    for calls in range(12):
+        folder = tmp_path / str(calls)
+        job, tracker, cursors = Job(folder), RowTracker(calls_left=calls, lost_answer=share), Memory()
+        for _ in range(2):
+            job.work(9)
+            job.checkpoint()
+        with contextlib.suppress(TrackerError):
+            ship_run(tracker, facts_of(folder), cursors, ShipReport(), batch=3)
+        tracker.calls_left = None
+        job.restart(corrupt=corrupt)
+        finish_and_check(folder, job, tracker, cursors)
 
 
 def journal_of(folder: Path, lines: list[Mapping[str, object]], *, attempt: int = 1, restored: int = 0) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 
 from orchestrator.tracking.mlflow_store import default_uri, initialise, initialised, shown, sqlite_path
@@ -23,6 +26,38 @@ def test_that_a_store_whose_building_died_is_not_taken_for_whole(tmp_path):
     assert not initialised(uri)
 
 
+def test_that_a_death_while_the_store_is_built_leaves_nothing_that_looks_like_one(tmp_path, empty_store):
+    code = (
+        "import os, sys; from pathlib import Path; from orchestrator.tracking import mlflow_store as store\n"
+        "def die(uri, root): store.sqlite_path(uri).write_bytes(b'half'); os._exit(9)\n"
+        "store.MlflowTracker = die; store.initialise(store.default_uri(Path(sys.argv[1])), Path(sys.argv[1]))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
+    assert not (tmp_path / "mlflow.db").exists()
+    initialise(default_uri(tmp_path), tmp_path)
+    assert initialised(default_uri(tmp_path))
+
+
+def test_that_a_store_made_by_another_process_meanwhile_is_not_replaced(tmp_path, empty_store, monkeypatch):
+    uri, looked = default_uri(tmp_path), threading.Event()
+
+    def look(tracking_uri):
+        found = initialised(tracking_uri)
+        looked.set()
+        return found
+
+    monkeypatch.setattr("orchestrator.tracking.mlflow_store.initialised", look)
+    with open(tmp_path / ".mlflow.db.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other process is building
+        second = threading.Thread(target=initialise, args=(uri, tmp_path))
+        second.start()
+        looked.wait()
+        shutil.copy(empty_store, tmp_path / "mlflow.db")
+        made = (tmp_path / "mlflow.db").stat().st_ino
+    second.join()
+    assert (tmp_path / "mlflow.db").stat().st_ino == made
+
+
 def test_that_processes_racing_for_a_fresh_store_all_get_a_whole_one(tmp_path):
     code = (
         "import sys; from pathlib import Path; from orchestrator.tracking.mlflow_store import *;"
@@ -30,11 +65,11 @@ def test_that_processes_racing_for_a_fresh_store_all_get_a_whole_one(tmp_path):
     )
     racers = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(3)
+        for _ in range(2)
     ]
     outputs = [racer.communicate() for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0, 0], outputs
-    assert outputs == [(b"", b"")] * 3  # and MLflow is silent
+    assert [racer.returncode for racer in racers] == [0, 0], outputs
+    assert outputs == [(b"", b"")] * 2  # and MLflow is silent
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
         assert connection.execute("SELECT count(*) FROM experiments WHERE name = 'orch'").fetchone() == (1,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
