@@ -31,7 +31,7 @@ def record(facts, name="table1") -> SweepRecord:
     )
 
 
-def test_that_a_table_is_rebuilt_from_the_tracker_alone(uri, root, make, memory_cursors):
+def test_that_a_table_is_rebuilt_from_the_tracker_alone_without_a_word(uri, root, make, memory_cursors, capfd):
     for run, last in (("r1", 2), ("r2", 4), ("r3", 4)):
         make.steps(run, last=last)
     facts = [make.facts("r1"), make.facts("r2"), make.facts("r3", RunState.RUNNING, progress=0.63)]
@@ -43,6 +43,7 @@ def test_that_a_table_is_rebuilt_from_the_tracker_alone(uri, root, make, memory_
     cell = assemble(read, values).blocks[0].cells[0][0]
     assert number(cell, digits=3) == "0.375 ± 0.177 (2/3)"
     assert cell.gaps[0].reason == "running 63 %"
+    assert tuple(capfd.readouterr()) == ("", "")
 
 
 def test_that_values_come_in_pages_and_only_for_the_runs_of_the_sweep(uri, root, make, memory_cursors, monkeypatch):
