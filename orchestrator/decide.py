@@ -139,6 +139,8 @@ def _observe_run(
     task = snapshot.queue.get(record.job)
     if task is not None and task.state not in ENDED:
         return _from_queue(record, task, seen)
+    if record.state is RunState.LOST:
+        return None  # still lost, and its reason stands
     return _absent(record, snapshot, records, policy, now)
 
 

@@ -51,7 +51,7 @@ LEGAL: dict[RunState, frozenset[RunState]] = {
     RunState.DONE: frozenset(),
     RunState.FAILED: frozenset({RunState.PLANNED}),
     RunState.TIMED_OUT: frozenset({RunState.PLANNED}),
-    RunState.LOST: frozenset({RunState.PLANNED, RunState.QUEUED, RunState.RUNNING, RunState.DONE}),
+    RunState.LOST: frozenset({RunState.PLANNED, RunState.QUEUED, RunState.RUNNING, *TERMINAL}),
     RunState.CANCELLED: frozenset({RunState.PLANNED}),
     RunState.STOPPED: frozenset({RunState.PLANNED}),
 }
