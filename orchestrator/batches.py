@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.lifecycle import ACTIVE, RunState
+from orchestrator.local_process import LOCAL_JOB
 from orchestrator.records import RunRecord
 
 
@@ -79,10 +80,14 @@ def _levels(runs: Sequence[RunRecord]) -> dict[str, int]:
 
 
 def _upstream(run: RunRecord, records: Mapping[str, RunRecord], placed: Mapping[str, Task]) -> tuple[str | Task, ...]:
-    """What a run waits for: needs that are not done yet, as tasks of this list or as known jobs."""
+    """What a run waits for: needs that are not done yet, as tasks of this list or as known jobs.
+
+    A need of another need is left out: the one cannot be done before the other.
+    """
     waiting = [need for need in run.needs.values() if records[need].state is not RunState.DONE]
-    found = [placed.get(need) or records[need].job for need in waiting]
-    return tuple(sorted((one for one in found if one), key=str))
+    named = {need: name for need in waiting if (name := placed.get(need) or records[need].job)}
+    implied = {deeper for need in named for deeper in records[need].needs.values()}
+    return tuple(sorted((name for need, name in named.items() if need not in implied), key=str))
 
 
 def _aligned(pairs: Sequence[tuple[Task, RunRecord]]) -> list[RunRecord] | None:
@@ -119,34 +124,48 @@ def _pieces(group: Sequence[RunRecord], records: Mapping[str, RunRecord], batche
     return found
 
 
+def _held(planned: Sequence[RunRecord], records: Mapping[str, RunRecord]) -> dict[str, str]:
+    """Runs that cannot be submitted now, each with its reason; whoever needs one of them is held as well."""
+    asked, levels = {run.id for run in planned}, _levels(planned)
+    held: dict[str, str] = {}
+    for run in sorted(planned, key=lambda one: levels[one.id]):
+        reason = waits_for(run, records)
+        for need in () if reason else run.needs.values():
+            upstream = records[need]
+            if need in held:
+                reason = f"waits for {need}, which is held back"
+            elif upstream.state is RunState.PLANNED and need not in asked:
+                reason = f"waits for {need} (planned, not asked for)"
+            elif upstream.state in ACTIVE and upstream.job.startswith(LOCAL_JOB):
+                reason = f"waits for {need}, which runs outside Slurm; `orch resume` goes on later"
+        if reason:
+            held[run.id] = reason
+    return held
+
+
 def cut(planned: Sequence[RunRecord], records: Mapping[str, RunRecord], limits: Limits) -> Cut:
     """Group planned runs into arrays, needs first. `records` holds every run that they need."""
-    held = {run.id: reason for run in planned if (reason := waits_for(run, records))}
-    ready = [run for run in planned if run.id not in held]
-    asked = {run.id for run in ready}
-    for run in sorted(ready, key=lambda one: len(one.needs)):
-        missing = [n for n in run.needs.values() if records[n].state is RunState.PLANNED and n not in asked]
-        if missing:
-            held[run.id] = f"waits for {missing[0]} (planned, not asked for)"
-    ready = [run for run in ready if run.id not in held]
-    levels = _levels(ready)
+    held = _held(planned, records)
+    levels = _levels([run for run in planned if run.id not in held])
     batches: list[Batch] = []
     room = limits.max_tasks
     for level in sorted(set(levels.values())):
         groups: dict[str, list[RunRecord]] = {}
-        for run in ready:
-            if levels[run.id] == level:
+        for run in planned:
+            if levels.get(run.id) != level:
+                continue
+            if any(need in held for need in run.needs.values()):
+                held[run.id] = "waits for runs held back by the site's limit"
+            else:
                 groups.setdefault(json.dumps(dict(run.resources), sort_keys=True), []).append(run)
         for group in groups.values():
             for piece in _pieces(group, records, batches, limits.max_array_size):
-                blocked = [run for run in piece.runs if any(need in held for need in records[run].needs.values())]
-                if blocked:
-                    held |= dict.fromkeys(piece.runs, "waits for runs held back by the site's limit")
-                elif room is not None and len(piece.runs) > room:
-                    held |= dict.fromkeys(piece.runs, "the site's limit of queued jobs; `orch resume` goes on later")
-                else:
-                    room = None if room is None else room - len(piece.runs)
-                    batches.append(piece)
+                fitting = piece.runs if room is None else piece.runs[:room]
+                over = piece.runs[len(fitting) :]
+                held |= dict.fromkeys(over, "the site's limit of queued jobs; `orch resume` goes on later")
+                room = None if room is None else room - len(fitting)
+                if fitting:
+                    batches.append(replace(piece, runs=fitting))
     return Cut(batches=tuple(batches), held=held)
 
 

@@ -119,9 +119,7 @@ def test_that_what_waits_is_queued_with_slurms_reason(state: SlurmState) -> None
 
 def test_that_a_requeued_run_is_queued_again_and_says_so() -> None:
     snapshot = seen(queue={JOB: TaskSeen(state=SlurmState.PENDING)}, disk=DiskSeen(newest_attempt=1))
-    assert only_move(decided(a_run(RunState.RUNNING), snapshot)) == Move(
-        run="train-1", state=RunState.QUEUED, reason="requeued"
-    )
+    assert only_move(decided(a_run(RunState.RUNNING), snapshot)) == Move(run="train-1", state=RunState.QUEUED, reason="requeued")
 
 
 def test_that_nothing_new_is_no_action() -> None:
