@@ -133,7 +133,7 @@ class CheckpointStore:
     def _check(self, path: Path) -> Checkpoint | Skipped:
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            files = dict(manifest["files"])
+            facts = {str(name): (int(one["bytes"]), str(one["sha256"])) for name, one in manifest["files"].items()}
             checkpoint = Checkpoint(
                 step=int(manifest["step"]),
                 path=path,
@@ -141,19 +141,23 @@ class CheckpointStore:
                 threads=int(manifest["threads"]),
             )
             config = manifest["config"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return Skipped(path=path, reason=f"its manifest cannot be read ({type(error).__name__})")
         if config != self.config_hash:
             return Skipped(path=path, reason=f"it belongs to {config}, not to {self.config_hash}")
-        for name, facts in files.items():
+        if path.name != f"{_PREFIX}{checkpoint.step:010d}":
+            return Skipped(path=path, reason=f"its manifest says step {checkpoint.step}")
+        for name, (expected_bytes, expected_sha256) in facts.items():
             try:
                 size = (path / name).stat().st_size
-            except OSError:
+                if size != expected_bytes:
+                    return Skipped(path=path, reason=f"{name} has {size} bytes, not {expected_bytes}")
+                if sha256(path / name) != expected_sha256:
+                    return Skipped(path=path, reason=f"{name} does not match its checksum")
+            except FileNotFoundError:
                 return Skipped(path=path, reason=f"{name} is missing")
-            if size != facts["bytes"]:
-                return Skipped(path=path, reason=f"{name} has {size} bytes, not {facts['bytes']}")
-            if sha256(path / name) != facts["sha256"]:
-                return Skipped(path=path, reason=f"{name} does not match its checksum")
+            except (OSError, ValueError) as error:
+                return Skipped(path=path, reason=f"{name} cannot be read ({type(error).__name__})")
         return checkpoint
 
     def _prune(self, *, below: int) -> None:

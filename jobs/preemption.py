@@ -6,6 +6,7 @@ srun line and here again; children inherit the mask, loader workers unblock SIGT
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -53,12 +54,17 @@ def _watch(flag: Flag) -> None:
         flag.raise_(signal.sigwait(NOTICES))
 
 
+_installed: dict[int, Flag] = {}
+"""Process id -> its flag: a process has one waiting thread, and a fork starts without any."""
+
+
 def install() -> Flag:
-    """Block the notice signals in this thread (and all later ones) and start the one that waits for them."""
+    """Block the notice signals in this thread (and all later ones) and start the one that waits for them, once a process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
-    flag = Flag()
-    threading.Thread(target=_watch, args=(flag,), name="signals", daemon=True).start()
-    return flag
+    if os.getpid() not in _installed:
+        _installed[os.getpid()] = flag = Flag()
+        threading.Thread(target=_watch, args=(flag,), name="signals", daemon=True).start()
+    return _installed[os.getpid()]
 
 
 def unblock_in_child() -> None:

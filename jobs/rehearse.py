@@ -1,8 +1,8 @@
 """`python -m jobs.rehearse REQUEST`: put each distinct pipeline through build, steps, checkpoint, kill, restore, evaluate.
 
-The request is JSON: {"folder", "chains": [{"name", "steps": [{"id", "kind", "config", "needs"}]}]}, configurations already cut
-short (jobs.rehearsal_config). The job code is the real one, run in forks; the kill is a SIGKILL right after the first checkpoint. One JSON
-object per chain goes to stdout.
+The request is JSON: {"folder", "chains": [{"name", "steps": [{"name", "id", "kind", "config", "needs"}]}]}; the configurations
+are already cut short (jobs.rehearsal_config). The job code is the real one, run in forks; the kill is a SIGKILL right after
+the first checkpoint. One JSON object per chain goes to stdout.
 """
 
 from __future__ import annotations

@@ -298,3 +298,9 @@ def train(run: Run) -> Finished:
         training.watchdog.stop()
         group.close()
     return Finished(step=training.state.step, files=(weights,))
+
+
+if __name__ == "__main__":
+    from jobs.adhoc import main
+
+    main()

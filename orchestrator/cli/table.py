@@ -13,7 +13,23 @@ from orchestrator.cluster import find_slurm
 from orchestrator.errors import ClusterError, Problem, UserError
 from orchestrator.tables.assemble import assemble, metrics_of
 from orchestrator.tables.render import Format, render
+from orchestrator.tracking.record import SweepRecord
 from orchestrator.workspace import Root
+
+
+def write_pictures(root: Root, record: SweepRecord, path: Path) -> None:
+    """The contact sheet of the rows that have a panel by now."""
+    from orchestrator.pictures import contact_sheet, row_panels
+
+    panels = row_panels(root, record)
+    if not panels:
+        click.echo("no pictures yet: an `evaluate` run draws them", err=True)
+        return
+    try:
+        contact_sheet(panels).save(path)
+    except OSError as error:
+        raise UserError(Problem(what=f"cannot write the picture: {error}", where=str(path), hint="a name ending in .png")) from error
+    click.echo(f"wrote {path}", err=True)
 
 
 @click.command("table")
@@ -22,9 +38,10 @@ from orchestrator.workspace import Root
     "--format", "style", type=click.Choice([one.value for one in Format]), default=Format.MARKDOWN.value, show_default=True
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
+@click.option("--pictures", type=click.Path(path_type=Path, dir_okay=False), help="Also write a PNG with one mask panel per row.")
 @click.option("--no-ship", is_flag=True, help="Only read what the tracker has already.")
 @click.pass_obj
-def command(root: Path, sweep: str, style: str, output: Path | None, no_ship: bool) -> None:
+def command(root: Path, sweep: str, style: str, output: Path | None, pictures: Path | None, no_ship: bool) -> None:
     """Print the table of SWEEP (its name or its file) with the paper's numbers beside ours."""
     from orchestrator.shipping import ship_sweeps
     from orchestrator.tracking.reader import read_sweep, read_values
@@ -51,6 +68,8 @@ def command(root: Path, sweep: str, style: str, output: Path | None, no_ship: bo
         )
     record = read_sweep(uri, name)
     text = render(assemble(record, read_values(uri, record, metrics_of(record))), Format(style))
+    if pictures is not None:
+        write_pictures(Root(root.absolute()), record, pictures)
     if output is None:
         click.echo(text, nl=not text.endswith("\n"))
         return

@@ -1,0 +1,40 @@
+# `make demo` and `make test` do all the set-up that they need on a fresh machine.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check bench lock clean
+
+setup: .venv/.complete
+
+.venv/.complete: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/orch --root demo submit sweeps/demo.yaml --local
+	$(BIN)/orch --root demo table demo --pictures demo/masks.png
+	@echo
+	@echo "curves, configurations and pictures of every run:"
+	@echo "  $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/demo/mlflow.db"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python tests/with_slurm.py $(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python tests/bench/bench_models.py
+	$(BIN)/python tests/bench/bench_logging.py
+
+lock:
+	$(BIN)/uv pip compile pyproject.toml --extra test --python-version 3.11 --no-emit-index-url --no-header --quiet -o requirements.lock
+
+clean:
+	rm -rf .venv demo runs
