@@ -20,6 +20,7 @@ from orchestrator.lifecycle import ACTIVE, RunState
 from orchestrator.local_process import LOCAL_JOB, terminate
 from orchestrator.records import RunRecord
 from orchestrator.slurm.client import Slurm
+from orchestrator.slurm.submit import AnswerLost, ArrayRequest, sbatch, write_index
 from orchestrator.store.runs import Change, Store
 from orchestrator.workspace import Root
 
@@ -59,9 +60,8 @@ def submit_batches(root: Root, store: Store, cut: Cut) -> Submitted:
     """Submit the batches in order; later ones may depend on earlier ones.
 
     Raises ClusterError when sbatch refuses: that batch and all later ones are planned again, earlier ones stay queued.
+    When the answer is lost (AnswerLost), that batch stays an intent.
     """
-    from orchestrator.slurm.submit import ArrayRequest, sbatch, write_index
-
     jobs: list[str] = []
     for batch in cut.batches:
         token = secrets.token_hex(6)
@@ -79,6 +79,8 @@ def submit_batches(root: Root, store: Store, cut: Cut) -> Submitted:
         store.intend(token, batch.runs, after=after, now=time.time())
         try:
             job = sbatch(request)
+        except AnswerLost:
+            raise
         except ClusterError as error:
             store.withdrawn(token, reason=str(error.problems[0].what), now=time.time())
             raise

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from jobs.contract import Status, read_outcome
@@ -48,6 +49,16 @@ class _Process:
     popen: subprocess.Popen[bytes]
     started: float
     after_attempt: int
+
+
+@contextmanager
+def _notice_blocked() -> Iterator[None]:
+    """Block SIGTERM for a child's first instructions (it inherits the mask): before it listens, the signal would kill it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def default_parallel() -> int:
@@ -128,7 +139,7 @@ class LocalRunner:
             "ORCH_TOKEN": token,
         }
         run_dir.logs.mkdir(exist_ok=True)
-        with open(run_dir.logs / f"local.{after + 1:04d}.log", "ab") as log:
+        with open(run_dir.logs / f"local.{after + 1:04d}.log", "ab") as log, _notice_blocked():
             popen = subprocess.Popen(
                 [sys.executable, "-m", "jobs", str(run_dir.path.absolute())],
                 cwd=run_dir.path,
@@ -143,6 +154,8 @@ class LocalRunner:
             now=time.time(),
         )
         self._running[record.id] = _Process(record=record, popen=popen, started=time.monotonic(), after_attempt=after)
+        if self._stopping:  # Ctrl-C came while it was being started
+            popen.send_signal(signal.SIGTERM)
 
     def _reap(self) -> bool:
         """Record the processes that have ended; whether there were any."""

@@ -53,3 +53,12 @@ class CellRecord:
 
     coordinates: Mapping[str, str]
     runs: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownSweep:
+    """A submitted sweep as the store has it, whole: enough to put it back."""
+
+    row: Mapping[str, Any]
+    """The columns of its row."""
+    cells: tuple[CellRecord, ...]

@@ -16,7 +16,7 @@ from jobs.spec import CountSpec, FrozenRun, MultiDSpritesSpec, TrainSpec
 from orchestrator import workspace
 from orchestrator.errors import Problem, UserError
 from orchestrator.lifecycle import RunState
-from orchestrator.records import CellRecord, RunRecord
+from orchestrator.records import CellRecord, KnownSweep, RunRecord
 from orchestrator.site import Site, check_resources
 from orchestrator.store.runs import Store
 from orchestrator.sweep.compose import Composer
@@ -84,7 +84,8 @@ class Frozen:
 
     sweep: str
     new: tuple[str, ...]
-    sweep_was_known: bool
+    before: KnownSweep | None
+    """The sweep as it was known before; None when it is new."""
 
 
 def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool) -> Frozen:
@@ -120,7 +121,7 @@ def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool)
         )
     os.sync()  # one flush for thousands of small files
     name = made.sweep.name
-    was_known = store.sweep_row(name) is not None
+    before = store.known_sweep(name)
     new = store.add(
         name=name,
         path=str(Path(made.sweep.path).absolute()),
@@ -131,12 +132,15 @@ def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool)
         runs=rows,
         partial=partial,
     )
-    return Frozen(sweep=name, new=tuple(new), sweep_was_known=was_known)
+    return Frozen(sweep=name, new=tuple(new), before=before)
 
 
 def undo(frozen: Frozen, root: Root, store: Store) -> None:
-    """Take a freeze back after a refused submission: new runs, their directories, and the sweep if it was new."""
-    started = [run for run, record in store.runs(frozen.new).items() if record.state is not RunState.PLANNED]
-    fresh = [run for run in frozen.new if run not in started]
-    store.withdraw(frozen.sweep, fresh, keep_sweep=frozen.sweep_was_known or bool(started))
-    workspace.discard(root, fresh)
+    """Take a freeze back after a refused submission: new runs, their directories, and what changed about the sweep.
+
+    Does nothing when some of its runs are, or may be, in Slurm's hands: the others then stay planned, for `orch resume`.
+    """
+    if any(record.state is not RunState.PLANNED for record in store.runs(frozen.new).values()):
+        return
+    store.withdraw(frozen.sweep, frozen.new, before=frozen.before)
+    workspace.discard(root, frozen.new)

@@ -18,7 +18,7 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,17 @@ from orchestrator.errors import ClusterError, Problem, UserError
 
 CODE_PACKAGES = ("jobs", "models")
 """What a queued job imports, and so what a snapshot holds."""
+
+
+def unwritable(root: Path, error: OSError) -> UserError:
+    """The words for a root that cannot be written."""
+    return UserError(
+        Problem(
+            what=f"the root cannot be written: {error.strerror}",
+            where=str(root),
+            hint="choose another with `--root DIR` or ORCH_ROOT",
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -71,18 +82,21 @@ class Root:
             probe.write_text("", encoding="utf-8")
             probe.unlink()
         except OSError as error:
-            raise UserError(
-                Problem(
-                    what=f"the root cannot be written: {error.strerror}",
-                    where=str(self.path),
-                    hint="choose another with `--root DIR` or ORCH_ROOT",
-                )
-            ) from error
+            raise unwritable(self.path, error) from error
 
     @contextmanager
     def lock(self, *, wait: bool = True) -> Iterator[bool]:
-        """Hold the root lock; yields False without waiting when somebody else has it and `wait` is off."""
-        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        """Hold the root lock; yields False without waiting when somebody else has it and `wait` is off.
+
+        Under a root of somebody else's that we may only read: False as well, or a UserError when `wait` is on.
+        """
+        try:
+            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            if wait:
+                raise unwritable(self.path, error) from error
+            yield False
+            return
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -187,7 +201,7 @@ def refreeze_code(root: Root, run_id: str, snapshot: Snapshot) -> None:
     write_atomically(run_dir.spec, json.dumps(spec, indent=1, sort_keys=True) + "\n")
 
 
-def discard(root: Root, run_ids: list[str]) -> None:
+def discard(root: Root, run_ids: Iterable[str]) -> None:
     """Remove run directories that nobody ever started (a refused submission leaves nothing behind)."""
     for run_id in run_ids:
         run_dir = root.run_dir(run_id)

@@ -106,7 +106,7 @@ def refresh(desk: Desk) -> str:
     """Look once and record facts; what went wrong, if Slurm did not answer. Only looks at Slurm when something is active."""
     with desk.root.lock(wait=False) as mine:
         if not mine:
-            return "another orch is at work on this root; showing what is recorded"
+            return "another orch is at work on this root, or it is read-only; showing what is recorded"
         try:
             tick.look(desk.root, desk.store, cluster.find_slurm())
         except ClusterError as error:

@@ -54,8 +54,8 @@ def command(
             submission.check_site(made, site)
             limits = cluster.limits_of(site)
             tick.look(desk.root, desk.store, slurm)
-        frozen = submission.freeze(made, desk.root, desk.store, comment=comment, partial=bool(only))
         initialise_tracker(desk)
+        frozen = submission.freeze(made, desk.root, desk.store, comment=comment, partial=bool(only))
         if slurm is not None:
             try:
                 done = tick.submit_planned(desk.root, desk.store, made.runs, limits)

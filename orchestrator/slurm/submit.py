@@ -7,6 +7,7 @@ The script's name carries the submission token, its index table says which array
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,22 @@ DROPPED = ("submitit_folder", "max_num_timeout", "stderr_to_stdout", "name", "_t
 KEPT_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SLURM_CONF")
 """What sbatch (and so the job) inherits: nothing of an enclosing job, and no secrets."""
 SBATCH_TIMEOUT_S = 120.0
+_LOST_ANSWER = re.compile(r"timed out|zero bytes|unexpected message|communication|transport", re.IGNORECASE)
+"""Words of sbatch that leave open whether the controller has taken the job."""
+
+
+class AnswerLost(ClusterError):
+    """Whether the job exists is unknown: its intent stays, and a later pass finds the job by its name, or withdraws it."""
+
+
+def _answer_lost(why: str, path: Path) -> AnswerLost:
+    return AnswerLost(
+        Problem(
+            what=f"whether Slurm took the submission is unknown: {why}",
+            where=str(path),
+            hint="do not submit again yet: `orch status` finds its jobs by their name, or plans the runs again after a while",
+        )
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +139,11 @@ def write_index(request: ArrayRequest, run_dirs: Sequence[Path]) -> None:
 
 
 def sbatch(request: ArrayRequest) -> str:
-    """Submit the script; the array's job id. Raises ClusterError with sbatch's own words when it refuses.
+    """Submit the script; the array's job id.
 
-    A time-out raises TimeoutError: whether the job exists is unknown, and the next pass finds it by its name.
+    Raises AnswerLost when it did not say whether it took the job, ClusterError with its own words when it refused.
     """
+    from submitit.core.utils import FailedSubmissionError
     from submitit.slurm.slurm import SlurmExecutor
 
     path = request.folder / "submission.sh"
@@ -143,9 +161,11 @@ def sbatch(request: ArrayRequest) -> str:
             Problem(what="`sbatch` is not on the PATH", hint="submit from a login node, or run here with `--local`")
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise TimeoutError(f"sbatch did not answer within {SBATCH_TIMEOUT_S:.0f} s") from error
+        raise _answer_lost(f"`sbatch` did not answer within {SBATCH_TIMEOUT_S:.0f} s", path) from error
+    said = (done.stderr or done.stdout).strip()
+    if done.returncode < 0 or (done.returncode > 0 and _LOST_ANSWER.search(said)):
+        raise _answer_lost(said or f"`sbatch` was killed by signal {-done.returncode}", path)
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()
         raise ClusterError(
             Problem(
                 what=f"sbatch refused: {said}",
@@ -153,4 +173,7 @@ def sbatch(request: ArrayRequest) -> str:
                 hint="compare `resources:` of the sweep with `orch doctor`",
             )
         )
-    return str(SlurmExecutor._get_job_id_from_submission_command(done.stdout))
+    try:
+        return str(SlurmExecutor._get_job_id_from_submission_command(done.stdout))
+    except FailedSubmissionError as error:
+        raise _answer_lost(f"`sbatch` printed no job id: {said[:200]!r}", path) from error

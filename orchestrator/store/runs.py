@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.lifecycle import ACTIVE, RunState, check_transition
-from orchestrator.records import CellRecord, RunRecord, SubmissionRecord
+from orchestrator.records import CellRecord, KnownSweep, RunRecord, SubmissionRecord
 from orchestrator.store import events
 from orchestrator.store.events import Event
 from orchestrator.store.schema import open_store, transaction
@@ -96,6 +96,11 @@ class Store:
         row = self.connection.execute("SELECT * FROM sweeps WHERE name = ?", (name,)).fetchone()
         return None if row is None else dict(row)
 
+    def known_sweep(self, name: str) -> KnownSweep | None:
+        """A submitted sweep, whole; None when it was never submitted."""
+        row = self.sweep_row(name)
+        return None if row is None else KnownSweep(row=row, cells=tuple(self.cells(name)))
+
     def cells(self, sweep: str) -> list[CellRecord]:
         """The cells of a sweep as last submitted."""
         rows = self.connection.execute("SELECT coordinates, runs FROM cells WHERE sweep = ? ORDER BY rowid", (sweep,))
@@ -142,22 +147,14 @@ class Store:
         `partial`: cells that are not given keep what they had; otherwise they are forgotten.
         """
         now = time.time()
-        members = sorted({run for cell in cells for run in cell.runs.values()})
+        row = {
+            "name": name, "path": path, "title": title, "definition": definition, "comment": comment, "submitted_at": now,
+        }  # fmt: skip
         with transaction(self.connection):
-            self.connection.execute(
-                "INSERT OR REPLACE INTO sweeps (name, path, title, definition, comment, submitted_at) VALUES (?, ?, ?, ?, ?, ?)",
-                (name, path, title, definition, comment, now),
-            )
             if not partial:
                 for table in ("cells", "members"):
                     self.connection.execute(f"DELETE FROM {table} WHERE sweep = ?", (name,))
-            self.connection.executemany(
-                "INSERT OR REPLACE INTO cells (sweep, coordinates, runs) VALUES (?, ?, ?)",
-                ((name, json.dumps(dict(cell.coordinates)), json.dumps(dict(cell.runs))) for cell in cells),
-            )
-            self.connection.executemany(
-                "INSERT OR IGNORE INTO members (sweep, run) VALUES (?, ?)", ((name, run) for run in members)
-            )
+            self._put_sweep(KnownSweep(row=row, cells=tuple(cells)))
             known = {row["id"] for row in self.connection.execute("SELECT id FROM runs")}
             fresh = [run for run in runs if run.id not in known]
             self.connection.executemany(
@@ -181,15 +178,31 @@ class Store:
             events.append(self.connection, (Event(at=now, subject=run.id, what="planned", detail=name) for run in fresh))
         return [run.id for run in fresh]
 
-    def withdraw(self, sweep: str, runs: Iterable[str], *, keep_sweep: bool) -> None:
-        """Take back an `add` whose submission was refused: the new runs, and the sweep unless it was known before."""
+    def withdraw(self, sweep: str, runs: Iterable[str], *, before: KnownSweep | None) -> None:
+        """Take back an `add` whose submission was refused: the new runs go, the sweep becomes what it was `before`."""
         with transaction(self.connection):
             for run in runs:
                 for table, column in (("runs", "id"), ("members", "run"), ("events", "subject"), ("tasks", "run")):
                     self.connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (run,))
-            if not keep_sweep:
-                for table, column in (("sweeps", "name"), ("cells", "sweep"), ("members", "sweep")):
-                    self.connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (sweep,))
+            for table, column in (("sweeps", "name"), ("cells", "sweep"), ("members", "sweep")):
+                self.connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (sweep,))
+            if before is not None:
+                self._put_sweep(before)
+
+    def _put_sweep(self, sweep: KnownSweep) -> None:
+        """Write a sweep, its cells and its members (inside the caller's transaction)."""
+        name = sweep.row["name"]
+        self.connection.execute(
+            "INSERT OR REPLACE INTO sweeps (name, path, title, definition, comment, submitted_at)"
+            " VALUES (:name, :path, :title, :definition, :comment, :submitted_at)",
+            dict(sweep.row),
+        )
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO cells (sweep, coordinates, runs) VALUES (?, ?, ?)",
+            ((name, json.dumps(dict(cell.coordinates)), json.dumps(dict(cell.runs))) for cell in sweep.cells),
+        )
+        members = sorted({run for cell in sweep.cells for run in cell.runs.values()})
+        self.connection.executemany("INSERT OR IGNORE INTO members (sweep, run) VALUES (?, ?)", ((name, run) for run in members))
 
     def apply(self, changes: Sequence[Change], *, now: float) -> None:
         """Move runs to new states, each step checked against the lifecycle, with one event per change of state."""
