@@ -247,27 +247,35 @@ class Store:
             events.append(self.connection, (Event(at=now, subject=run, what="submitting", detail=token) for run in runs))
 
     def submitted(self, token: str, job: str, *, now: float) -> None:
-        """Record Slurm's answer: task i of the submission is `<job>_<i>`."""
+        """Record Slurm's answer: task i of the submission is `<job>_<i>`. Runs that have moved on stay as they are."""
         with transaction(self.connection):
             self.connection.execute("UPDATE submissions SET state = 'submitted', job = ? WHERE token = ?", (job, token))
-            rows = self.connection.execute("SELECT position, run FROM tasks WHERE token = ?", (token,)).fetchall()
+            rows = self.connection.execute(
+                "SELECT tasks.run, tasks.position FROM tasks JOIN runs ON runs.id = tasks.run"
+                " WHERE tasks.token = ? AND runs.token = tasks.token AND runs.state IN (?, ?)",
+                (token, *_UNANSWERED),
+            ).fetchall()
+            tasks = {row["run"]: f"{job}_{row['position']}" for row in rows}
             self.connection.executemany(
-                "UPDATE runs SET state = ?, job = ?, updated_at = ? WHERE id = ? AND token = ? AND state IN (?, ?)",
-                ((RunState.QUEUED.value, f"{job}_{row['position']}", now, row["run"], token, *_UNANSWERED) for row in rows),
+                "UPDATE runs SET state = ?, reason = '', job = ?, updated_at = ? WHERE id = ?",
+                ((RunState.QUEUED.value, task, now, run) for run, task in tasks.items()),
             )
             events.append(
-                self.connection,
-                (Event(at=now, subject=row["run"], what="queued", detail=f"{job}_{row['position']}") for row in rows),
+                self.connection, (Event(at=now, subject=run, what="queued", detail=task) for run, task in tasks.items())
             )
 
     def withdrawn(self, token: str, *, reason: str, now: float) -> None:
         """Record that a submission never happened: its runs are planned again."""
         with transaction(self.connection):
             self.connection.execute("UPDATE submissions SET state = 'withdrawn' WHERE token = ?", (token,))
-            self.connection.execute(
-                "UPDATE runs SET state = ?, reason = ?, updated_at = ? WHERE token = ? AND state = ?",
-                (RunState.PLANNED.value, reason, now, token, RunState.SUBMITTING.value),
+            rows = self.connection.execute(
+                "SELECT id FROM runs WHERE token = ? AND state = ?", (token, RunState.SUBMITTING.value)
+            ).fetchall()
+            self.connection.executemany(
+                "UPDATE runs SET state = ?, reason = ?, updated_at = ? WHERE id = ?",
+                ((RunState.PLANNED.value, reason, now, row["id"]) for row in rows),
             )
+            events.append(self.connection, (Event(at=now, subject=row["id"], what="planned", detail=reason) for row in rows))
 
     def any_active(self) -> bool:
         """Whether some run may be in somebody's hands."""
