@@ -17,6 +17,7 @@ import torch
 from jobs import panels, scoring
 from jobs.attempt import Finished, Left, Run, Superseded
 from jobs.batches import Batch, StepDataset, step_batches
+from jobs.checkpoint import Checkpoint
 from jobs.contract import Cause, ExitCode, Outcome, Status, fsync_directory, read_outcome, write_outcome
 from jobs.data.sampler import StepSampler
 from jobs.data.store import ImageStore
@@ -62,9 +63,9 @@ class TrainState:
             folder / "state.pt",
         )
 
-    def load(self, folder: Path, device: torch.device) -> None:
+    def load(self, folder: Path) -> None:
         """Restore in place."""
-        state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -97,7 +98,6 @@ class Training:
     _saved_step: int = 0
     _saved_at: float = field(default_factory=time.monotonic)
     _flushed_at: float = field(default_factory=time.monotonic)
-    _looks: int = 0
 
     def restore(self) -> None:
         """Rank 0 picks the newest valid checkpoint and tells the others which; every rank loads it."""
@@ -105,26 +105,25 @@ class Training:
         if self.run.is_main:
             found = self.run.restore_point()
             step = -1 if found is None else found.step
-            self._note_start(found.world_size if found else None, found.threads if found else None)
+            self._note_start(found)
         step = self.group.tell_number(step)
         if step >= 0:
-            self.state.load(self.run.run_dir.checkpoints / f"step-{step:010d}", self.group.device)
+            self.state.load(self.run.run_dir.checkpoints / f"step-{step:010d}")
         self.group.copy_from_main([*self.state.model.state_dict().values(), *self.state.objective.state_dict().values()])
         self._saved_step = self.state.step
 
-    def _note_start(self, world_size: int | None, threads: int | None) -> None:
+    def _note_start(self, found: Checkpoint | None) -> None:
         assert self.run.journal is not None
         from jobs.environment import cpu_model
 
         mine = (self.group.world_size, self.spec.runtime.threads)
-        self.run.journal.event(
-            self.state.step, "start", cpu=cpu_model(), device=str(self.group.device), world_size=mine[0], threads=mine[1]
-        )
-        if world_size is not None and (world_size, threads) != mine:
+        step = 0 if found is None else found.step
+        self.run.journal.event(step, "start", cpu=cpu_model(), device=str(self.group.device), world_size=mine[0], threads=mine[1])
+        if found is not None and (found.world_size, found.threads) != mine:
             log.warning(
                 "the checkpoint was made with %s ranks and %s threads, this attempt has %s and %s: "
                 "equal up to reduction order, not bit for bit",
-                world_size, threads, *mine,
+                found.world_size, found.threads, *mine,
             )  # fmt: skip
 
     def steps(self) -> None:
@@ -222,7 +221,13 @@ class Training:
             self.run.flag.lower()
 
     def save(self) -> None:
-        """One checkpoint of the current step, written by rank 0, unless it exists."""
+        """One checkpoint of the current step, written by rank 0, unless it exists.
+
+        Raises FloatingPointError (on all ranks alike) instead of saving weights that are not finite: the last good
+        checkpoint stays the newest.
+        """
+        if self.state.step > self._saved_step and not all(bool(one.isfinite().all()) for one in self.state.parameters()):
+            raise FloatingPointError(f"the weights are not finite at step {self.state.step}")
         if self.state.step > self._saved_step and self.run.is_main:
             saved = self.run.checkpoint(self.state.step, self.state.save)
             log.info("checkpoint at step %d: %d bytes in %.2f s", saved.step, saved.bytes, saved.seconds)
@@ -246,8 +251,7 @@ class Training:
         )
         means = scored.means()
         self.run.journal.metrics(self.state.step, {"valid/fg_ari": means["fg_ari"], "valid/mse": means["mse"]})
-        self._looks += 1
-        if self._looks % look.panel_every == 0:
+        if self.state.step // look.every_steps % look.panel_every == 0:
             panels.save_panel(scored.kept, self.run.run_dir.artifacts / f"panel-{self.state.step:010d}.png")
         self.watchdog.beat()
 
