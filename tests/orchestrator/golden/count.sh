@@ -1,0 +1,28 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-0%1
+#SBATCH --cpus-per-task=1
+#SBATCH --error='/shared/my root/slurm/0123456789ab/batch.log'
+#SBATCH --export=ALL
+#SBATCH --job-name=orch-0123456789ab
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output='/shared/my root/slurm/0123456789ab/batch.log'
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=10
+
+# setup
+RUN_DIR="$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" '/shared/my root/slurm/0123456789ab/index')"
+cd "$RUN_DIR" || exit 2
+export ORCH_TOKEN=0123456789ab ORCH_SIGNAL_DELAY_S=120
+export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code" PYTHONUNBUFFERED=1
+export CUBLAS_WORKSPACE_CONFIG=:4096:8
+export SRUN_CPUS_PER_TASK=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+exec srun --unbuffered --kill-on-bad-exit=1 --open-mode=append --output="$RUN_DIR/logs/%A_%a.%t.log" --error="$RUN_DIR/logs/%A_%a.%t.log" env --block-signal=USR2 --block-signal=TERM /venv/bin/python -m jobs "$RUN_DIR"
