@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.lifecycle import ACTIVE, RunState, check_transition
+from orchestrator.lifecycle import RunState, check_transition
 from orchestrator.records import CellRecord, KnownSweep, RunRecord, SubmissionRecord
 from orchestrator.store import events
 from orchestrator.store.events import Event
@@ -276,9 +276,3 @@ class Store:
                 ((RunState.PLANNED.value, reason, now, row["id"]) for row in rows),
             )
             events.append(self.connection, (Event(at=now, subject=row["id"], what="planned", detail=reason) for row in rows))
-
-    def any_active(self) -> bool:
-        """Whether some run may be in somebody's hands."""
-        marks = ",".join("?" for _ in ACTIVE)
-        row = self.connection.execute(f"SELECT 1 FROM runs WHERE state IN ({marks}) LIMIT 1", [one.value for one in ACTIVE])
-        return row.fetchone() is not None
