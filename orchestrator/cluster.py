@@ -37,13 +37,21 @@ def require_slurm() -> Slurm:
 
 
 def site_profile(root: Root, slurm: Slurm) -> Site:
-    """The profile that `orch doctor` wrote; probed and written now when there is none."""
+    """The profile that `orch doctor` wrote; probed now when there is none, and kept if the root exists."""
+    if not root.path.is_dir():
+        return probe(slurm, user=user_name())
     known = load(root.site)
     if known is not None:
         return known
     site = probe(slurm, user=user_name())
     save(site, root.site)
     return site
+
+
+def keep_profile(root: Root, site: Site) -> None:
+    """Write a profile that was probed before the root was made."""
+    if not root.site.exists():
+        save(site, root.site)
 
 
 def limits_of(site: Site) -> Limits:

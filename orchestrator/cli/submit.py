@@ -13,6 +13,7 @@ from orchestrator.cli.local_run import run_here
 from orchestrator.errors import ClusterError
 from orchestrator.lifecycle import RESUMABLE, RunState
 from orchestrator.sweep.plan import Plan
+from orchestrator.workspace import Root
 
 
 @click.command("submit")
@@ -45,18 +46,21 @@ def command(
         rehearse(submission.make_plan(sweep, None, only=only, overrides=overrides))
         return
     slurm = None if local else cluster.require_slurm()
-    submission.make_plan(sweep, None, only=only, overrides=overrides)  # every user's mistake is found before the first write
+    # every mistake of the user's is found before the first write
+    draft = submission.make_plan(sweep, None, only=only, overrides=overrides)
+    site = None if slurm is None else cluster.site_profile(Root(root.absolute()), slurm)
+    if site is not None:
+        submission.check_site(draft, site)
     with open_desk(root, create=True) as desk, desk.root.lock():
         made = submission.make_plan(sweep, desk.store, only=only, overrides=overrides)
         limits = Limits()
-        if slurm is not None:
-            site = cluster.site_profile(desk.root, slurm)
-            submission.check_site(made, site)
+        if site is not None:
+            cluster.keep_profile(desk.root, site)
             limits = cluster.limits_of(site)
             tick.look(desk.root, desk.store, slurm)
         initialise_tracker(desk)
         frozen = submission.freeze(made, desk.root, desk.store, comment=comment, partial=bool(only))
-        if slurm is not None:
+        if site is not None:
             try:
                 done = tick.submit_planned(desk.root, desk.store, made.runs, limits)
             except ClusterError:
