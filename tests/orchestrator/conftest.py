@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import shipping
 from orchestrator.slurm.parse import SEPARATOR
 from orchestrator.store.runs import Store
 from orchestrator.workspace import Root
@@ -78,8 +79,9 @@ def stub_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StubSlurm:
 
 @pytest.fixture
 def orch(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """On a root that does not exist yet, with a tracker that nobody answers for (no test here is about the tracker)."""
+    """On a root that does not exist yet, with a tracker that does not answer (no test here is about the tracker)."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(shipping, "try_to_ship", lambda *_: "it does not answer")  # MLflow alone would take seconds to import
+    monkeypatch.setattr("os.sync", lambda: None)  # power cuts are not tested, and other processes' writes would be waited for
     monkeypatch.chdir(tmp_path)
     return Command(root=tmp_path / "root", capture=capsys, patch=monkeypatch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 
@@ -314,7 +313,7 @@ def test_that_garbage_in_a_run_directory_is_never_done(root: Root, store: Store)
 
 
 def test_that_cancelling_marks_first_and_then_tells_slurm(root: Root, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm, array = watched(root, store, 2)
+    slurm, _ = watched(root, store, 2)
     marked: list[bool] = []
     told = slurm.cancel
 
