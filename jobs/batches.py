@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from jobs import preemption
 from jobs.data.sampler import StepSampler, share
 from jobs.randomness import standard_normal
 
@@ -60,7 +59,8 @@ class StepDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int, int, int]]):
 
 
 def _in_worker(_: int) -> None:
-    preemption.unblock_in_child()
+    """The notice signals stay blocked, as inherited: Slurm may send them to every process of the step, and a worker that
+    ends takes the rank with it before its checkpoint. A worker ends when it is told to, or within seconds of its rank."""
     torch.set_num_threads(1)
 
 

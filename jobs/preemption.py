@@ -1,7 +1,7 @@
 """Preemption is a flag: signals are blocked, one thread waits for them and sets it. Nothing runs in a handler.
 
 SIGUSR2 and SIGTERM (and SIGINT outside Slurm) are blocked from the first instruction, by `env --block-signal=...` in the
-srun line and here again; children inherit the mask, loader workers unblock SIGTERM (`unblock_in_child`).
+srun line and here again; children inherit the mask, so that the loader's workers live until the rank's checkpoint is made.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class Flag:
     """Set once a signal asked us to leave; read at step boundaries."""
 
     _event: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     first_signal: int = 0
     """The first signal that arrived (0: none)."""
     terminating: bool = False
@@ -29,17 +30,19 @@ class Flag:
 
     def raise_(self, number: int) -> None:
         """Record a signal (from the waiting thread)."""
-        if not self._event.is_set():
-            self.first_signal, self.raised_at = number, time.monotonic()
-        if number != signal.SIGUSR2:
-            self.terminating = True
-        self._event.set()
+        with self._lock:
+            if not self._event.is_set():
+                self.first_signal, self.raised_at = number, time.monotonic()
+            if number != signal.SIGUSR2:
+                self.terminating = True
+            self._event.set()
 
     def lower(self) -> None:
         """Take a warning back: a checkpoint was made and nobody is evicting us."""
-        if not self.terminating:
-            self.first_signal = 0
-            self._event.clear()
+        with self._lock:
+            if not self.terminating:
+                self.first_signal = 0
+                self._event.clear()
 
     def __bool__(self) -> bool:
         return self._event.is_set()
@@ -65,9 +68,3 @@ def install() -> Flag:
         _installed[os.getpid()] = flag = Flag()
         threading.Thread(target=_watch, args=(flag,), name="signals", daemon=True).start()
     return _installed[os.getpid()]
-
-
-def unblock_in_child() -> None:
-    """For loader workers: SIGTERM ends them again; SIGUSR2 and SIGINT stay blocked (they are for the rank)."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
