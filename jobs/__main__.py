@@ -184,8 +184,11 @@ def finish(
     run: Run, status: Status, step: int, *, reason: str = "", cause: Cause | None = None, result: Finished | None = None
 ) -> ExitCode:
     """Write the outcome if this attempt still owns the run (or no other rank said why already); the exit code."""
+    if not run.owns():
+        log.warning("a newer attempt owns this run; ending quietly")
+        return ExitCode.DONE
     known = read_outcome(run.run_dir)
-    if not run.owns() or (known is not None and known.attempt == run.attempt.number):
+    if known is not None and known.attempt == run.attempt.number:
         return EXIT_OF[status]
     if run.journal is not None:
         run.journal.event(step, END if status is Status.DONE else status.value, reason=reason)
@@ -204,6 +207,8 @@ def cause_of(error: BaseException) -> Cause:
     names = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
         return Cause.OUT_OF_MEMORY
+    if "Timed out waiting" in str(error) and isinstance(error, RuntimeError):  # a collective of gloo
+        return Cause.HANG
     if isinstance(error, FloatingPointError):
         return Cause.DIVERGED
     if isinstance(error, DataError):
@@ -259,7 +264,9 @@ def main(arguments: list[str]) -> int:
         frozen = read_spec(run_dir)
     except Refused as error:
         log.error("refused: %s", error)
-        if place.rank == 0 and run_dir.path.is_dir():
+        known_outcome = read_outcome(run_dir)
+        done = known_outcome is not None and known_outcome.status is Status.DONE
+        if place.rank == 0 and run_dir.path.is_dir() and not done:
             number = max((known.number for known in read_attempts(run_dir)), default=0)
             with contextlib.suppress(OSError):
                 write_outcome(
