@@ -47,7 +47,7 @@ class Group:
     def device(self) -> torch.device:
         """Where this rank computes."""
         device: torch.device = self.accelerator.device
-        return device
+        return device if device.type == "cuda" else torch.device(device.type)  # Accelerate says `cpu:0` among several ranks
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as configured."""

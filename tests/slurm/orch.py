@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.contract import RunDir
+from jobs.contract import RunDir, Status, read_outcome
 from jobs.journal import Journal, read_journal
 from tests.slurm.cluster import SlurmCluster
 
@@ -90,6 +90,8 @@ class Orch:
         """Until attempt `number` has made a step of its own."""
 
         def stepped() -> bool:
+            outcome = read_outcome(self.run_dir(run_id))
+            assert outcome is None or outcome.status is not Status.FAILED, f"{run_id} failed: {outcome}"
             attempts = self.journal(run_id).attempts
             return bool(attempts) and attempts[-1].attempt >= number and bool(attempts[-1].entries)
 
