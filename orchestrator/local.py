@@ -111,8 +111,9 @@ class LocalRunner:
         finally:
             signal.signal(signal.SIGINT, previous)
             signal.signal(signal.SIGTERM, previous_term)
-            for process in self._running.values():
+            for process in self._running.values():  # only after an error of ours
                 process.popen.kill()
+                process.popen.wait()
         return self.store.runs(wanted)
 
     def _start_ready(self, waiting: Sequence[str], records: Mapping[str, RunRecord], token: str) -> None:
