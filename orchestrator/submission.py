@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jobs
@@ -46,21 +46,21 @@ def data_content(path: str) -> str:
 def make_plan(path: Path, store: Store | None, *, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> Plan:
     """What the sweep means today, beside what the store knows; raises UserError with every problem."""
     sweep = load_sweep(path)
-    cells = expand(sweep, only=only, overrides=overrides)
-    known = {} if store is None else store.runs()
-
-    def existing(run_id: str) -> Known | None:
-        record = known.get(run_id)
-        return None if record is None else Known(state=record.state, code_tree=record.code_tree)
-
-    return plan(
+    made = plan(
         sweep,
-        cells,
+        expand(sweep, only=only, overrides=overrides),
         Composer(checkout() / "jobs" / "conf"),
         content=data_content,
-        existing=existing,
+        existing=lambda run_id: None,
         code_tree=workspace.tree_hash(checkout()),
     )
+    return made if store is None else beside_store(made, store)
+
+
+def beside_store(made: Plan, store: Store) -> Plan:
+    """The same plan with what the store knows of its runs now."""
+    known = {run: Known(state=one.state, code_tree=one.code_tree) for run, one in store.runs().items()}
+    return replace(made, runs={run: replace(one, known=known.get(run)) for run, one in made.runs.items()})
 
 
 def check_site(made: Plan, site: Site) -> None:

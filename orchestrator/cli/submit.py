@@ -52,13 +52,12 @@ def command(
     if site is not None:
         submission.check_site(draft, site)
     with open_desk(root, create=True) as desk, desk.root.lock():
-        made = submission.make_plan(sweep, desk.store, only=only, overrides=overrides)
         limits = Limits()
         if site is not None:
             cluster.keep_profile(desk.root, site)
             limits = cluster.limits_of(site)
             tick.look(desk.root, desk.store, slurm)
-        initialise_tracker(desk)
+        made = submission.beside_store(draft, desk.store)
         frozen = submission.freeze(made, desk.root, desk.store, comment=comment, partial=bool(only))
         if site is not None:
             try:
@@ -67,6 +66,7 @@ def command(
                 submission.undo(frozen, desk.root, desk.store)
                 raise
             say_submitted(made, desk, dict(done.arrays), dict(done.held), site_signal=site.user_signal_on_preemption)
+        initialise_tracker(desk)  # last: jobs never touch the tracker, and it takes seconds
     if local:
         run_here(root, list(made.runs), sweep=made.sweep.name, parallel=parallel)
 
