@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import subprocess
 import sys
@@ -91,10 +92,17 @@ def said(run_dir: RunDir) -> str:
 
 def attempt(run_dir: RunDir, *, world_size: int = 1, hook: Callable[[], None] | None = None) -> list[int]:
     """Run one attempt in forks to its end; the exit codes of its ranks."""
+
+    def prepared() -> None:
+        logging.getLogger().handlers.clear()  # pytest's
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        if hook is not None:
+            hook()
+
     if world_size == 1:
-        return [forks.wait(forks.start(run_dir, hook=hook)).code]
+        return [forks.wait(forks.start(run_dir, hook=prepared)).code]
     launch = f"test-{time.monotonic_ns()}"
-    return [one.code for one in forks.end_group(forks.run_group(run_dir, ranks=world_size, launch=launch, hook=hook))]
+    return [one.code for one in forks.end_group(forks.run_group(run_dir, ranks=world_size, launch=launch, hook=prepared))]
 
 
 def outcome_of(run_dir: RunDir) -> Outcome:

@@ -1,0 +1,149 @@
+"""The journal: torn lines, fall-backs, and what may be shipped; properties over invented histories of a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.journal import (
+    CHECKPOINT,
+    END,
+    AttemptJournal,
+    Entry,
+    Journal,
+    JournalWriter,
+    last_entry,
+    read_attempt,
+    read_journal,
+)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[AttemptJournal]:
+    """What attempts leave that restore the newest checkpoint, or an older one when it rotted; metrics at every step."""
+    found: list[AttemptJournal] = []
+    checkpoints = [0]
+    for number in range(1, draw(st.integers(1, 5)) + 1):
+        rotten = draw(st.integers(0, min(1, len(checkpoints) - 1)))
+        checkpoints = checkpoints[: len(checkpoints) - rotten]
+        restored = checkpoints[-1]
+        entries: list[Entry] = []
+        for step in range(restored + 1, restored + 1 + draw(st.integers(0, 6))):
+            entries.append(Entry(step=step, time_ms=number * 1000 + step, metrics={"m": float(step)}))
+            if draw(st.booleans()):
+                entries.append(Entry(step=step, time_ms=0, event=CHECKPOINT))
+                checkpoints.append(step)
+        found.append(AttemptJournal(attempt=number, restored_step=restored, entries=tuple(entries)))
+    return found
+
+
+def metric_steps(entries: list[Entry]) -> list[int]:
+    return [entry.step for entry in entries if entry.metrics]
+
+
+@given(histories())
+def test_that_every_step_counts_once_and_in_order(history: list[AttemptJournal]) -> None:
+    steps = metric_steps(list(Journal(attempts=tuple(history)).counting()))
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@given(histories())
+def test_that_an_entry_counts_unless_a_later_attempt_restored_below_it(history: list[AttemptJournal]) -> None:
+    expected = [
+        entry
+        for position, attempt in enumerate(history)
+        for entry in attempt.entries
+        if all(entry.step <= later.restored_step for later in history[position + 1 :])
+    ]
+    assert list(Journal(attempts=tuple(history)).counting()) == expected
+
+
+@given(histories())
+def test_that_what_was_never_covered_is_not_shipped(history: list[AttemptJournal]) -> None:
+    journal = Journal(attempts=tuple(history))
+    saved = [entry.step for entry in journal.counting() if entry.event == CHECKPOINT]
+    assert journal.covered_step == max(saved, default=-1)
+    assert all(entry.step <= journal.covered_step for entry in journal.shippable(-1))
+
+
+@given(histories(), st.data())
+def test_that_shipping_at_any_moments_ships_each_step_once(history: list[AttemptJournal], data: st.DataObject) -> None:
+    """The shipper looks at arbitrary moments of the history, its cursor is a step; a checkpoint may rot in between."""
+    cursor, shipped = -1, []
+    for position, attempt in enumerate(history):
+        for cut in sorted(data.draw(st.lists(st.integers(0, len(attempt.entries)), max_size=3))):
+            seen = AttemptJournal(attempt=attempt.attempt, restored_step=attempt.restored_step, entries=attempt.entries[:cut])
+            batch = Journal(attempts=(*history[:position], seen)).shippable(cursor)
+            shipped += metric_steps(batch)
+            cursor = max([cursor, *(entry.step for entry in batch)])
+    journal = Journal(attempts=tuple(history))
+    shipped += metric_steps(journal.shippable(cursor))
+    assert shipped == list(range(1, len(shipped) + 1))
+    assert len(shipped) >= journal.covered_step
+
+
+@settings(max_examples=60)
+@given(cut=st.integers(0, 400))
+def test_that_a_torn_tail_costs_the_torn_line_alone(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+    writer = JournalWriter(folder, attempt=1, restored_step=0)
+    for step in range(1, 5):
+        writer.metrics(step, {"loss": 1.0 / step})
+    writer.close()
+    content = (folder / "0001.jsonl").read_bytes()
+    (folder / "0001.jsonl").write_bytes(content[: max(0, len(content) - cut)])
+    whole = content[: max(0, len(content) - cut)].count(b"\n")
+    attempt = read_attempt(folder / "0001.jsonl")
+    if whole == 0:
+        assert attempt is None
+        return
+    assert attempt is not None
+    assert [entry.step for entry in attempt.entries] == list(range(1, whole))
+    last = last_entry(folder)
+    assert (last.step if last else 0) == whole - 1
+
+
+def test_that_lines_written_are_lines_read(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path, attempt=3, restored_step=20)
+    writer.metrics(21, {"loss": 0.1 + 0.2, "odd": float("nan"), "huge": math.inf})
+    writer.event(21, CHECKPOINT, bytes=7, name="x")
+    writer.event(22, END)
+    writer.close()
+    writer.close()
+    attempt = read_attempt(tmp_path / "0003.jsonl")
+    assert attempt is not None
+    assert (attempt.attempt, attempt.restored_step) == (3, 20)
+    assert repr(dict(attempt.entries[0].metrics)) == repr({"loss": 0.1 + 0.2, "odd": math.nan, "huge": math.inf})
+    assert attempt.entries[1].detail == {"bytes": 7, "name": "x"}
+    assert Journal(attempts=(attempt,)).covered_step == 22
+
+
+def test_that_a_journal_is_never_written_over(tmp_path: Path) -> None:
+    JournalWriter(tmp_path, attempt=1, restored_step=0).close()
+    with pytest.raises(FileExistsError):
+        JournalWriter(tmp_path, attempt=1, restored_step=0)
+
+
+def test_that_readers_see_flushed_lines_of_a_living_writer(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path, attempt=1, restored_step=0)
+    writer.metrics(1, {"m": 1.0})
+    assert last_entry(tmp_path) is None
+    writer.flush()
+    assert read_journal(tmp_path).attempts[0].entries[0].step == 1
+    writer.close()
+
+
+def test_that_nonsense_lines_are_left_out(tmp_path: Path) -> None:
+    head = b'{"attempt":1,"restored":0,"time":1}\n'
+    lines = b'\x00\x00\n[1]\n{"s":1}\n{"s":1,"t":5,"m":{"a":"x"}}\n{"s":2,"t":5,"m":{"a":1}}\nnull\n{"s":3,"t":5,"m":7}\n'
+    (tmp_path / "0001.jsonl").write_bytes(head + lines)
+    (tmp_path / "0002.jsonl").write_bytes(b"")
+    (tmp_path / "0003.jsonl").write_bytes(b"nonsense\n" + lines)
+    (attempt,) = read_journal(tmp_path).attempts
+    assert [(entry.step, dict(entry.metrics)) for entry in attempt.entries] == [(2, {"a": 1.0})]
+    assert read_journal(tmp_path / "missing").attempts == ()
+    assert last_entry(tmp_path / "missing") is None
