@@ -56,6 +56,8 @@ def count(run: Run) -> Finished:
         if step - last_saved_step >= runtime.checkpoint_every_steps or now - last_saved >= runtime.checkpoint_every_s:
             run.checkpoint(step, write)
             last_saved_step, last_saved = step, now
+    if step > last_saved_step:
+        run.checkpoint(step, write)
     if not run.owns():
         raise Superseded
     run.run_dir.output.mkdir(exist_ok=True)
