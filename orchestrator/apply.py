@@ -3,6 +3,7 @@
 dies before the intent is recorded     nothing happened
 dies between intent and sbatch         the intent ages, the next pass withdraws it and plans the runs again
 dies between sbatch and the record     the next pass finds the job by its name (the token) and adopts it
+sbatch's answer is lost                the same: adopted when the job turns up, else withdrawn once the intent is old
 """
 
 from __future__ import annotations

@@ -106,8 +106,9 @@ def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool)
             code_dirty=snapshot.dirty,
             environment=environment,
         )
+        tree = snapshot.tree
         if run.known is None:
-            workspace.freeze(root, run.id, frozen.model_dump(mode="json"), tree=snapshot.tree)
+            tree = workspace.freeze(root, run.id, frozen.model_dump(mode="json"), tree=snapshot.tree)
         rows.append(
             RunRecord(
                 id=run.id,
@@ -115,7 +116,7 @@ def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool)
                 state=RunState.PLANNED,
                 needs=run.needs,
                 resources=run.resources,
-                code_tree=snapshot.tree,
+                code_tree=tree,
                 steps=steps_of(run),
             )
         )

@@ -175,19 +175,22 @@ def snapshot_code(root: Root, checkout: Path) -> Snapshot:
     return Snapshot(tree=tree, path=path, commit=str(facts["commit"]), dirty=bool(facts["dirty"]))
 
 
-def freeze(root: Root, run_id: str, spec: Mapping[str, Any], *, tree: str) -> bool:
-    """Make a run directory with its frozen spec and its code; False when it exists already (it is never changed)."""
+def freeze(root: Root, run_id: str, spec: Mapping[str, Any], *, tree: str) -> str:
+    """Make a run directory with its frozen spec and its code; the code tree that the run is frozen with.
+
+    A run that is frozen already is never changed: it keeps the tree of its spec (an `orch` died before it told the store).
+    """
     run_dir = root.run_dir(run_id)
     if run_dir.spec.exists():
-        return False
+        return str(json.loads(run_dir.spec.read_text(encoding="utf-8")).get("code_tree", ""))
     run_dir.path.mkdir(mode=0o700, exist_ok=True)
-    if not run_dir.code.is_symlink():
-        run_dir.code.symlink_to(Path("..", "..", "snapshots", tree))
+    run_dir.code.unlink(missing_ok=True)  # of a freeze that died before its spec
+    run_dir.code.symlink_to(Path("..", "..", "snapshots", tree))
     run_dir.logs.mkdir(exist_ok=True)
     temporary = run_dir.path / ".spec.json"
     temporary.write_text(json.dumps(spec, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, run_dir.spec)
-    return True
+    return tree
 
 
 def refreeze_code(root: Root, run_id: str, snapshot: Snapshot) -> None:

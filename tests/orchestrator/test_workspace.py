@@ -94,12 +94,20 @@ def test_that_a_damaged_snapshot_is_named(root: Root, checkout: Path) -> None:
 
 def test_that_a_frozen_run_is_never_changed(root: Root, checkout: Path) -> None:
     made = snapshot_code(root, checkout)
-    assert freeze(root, "count-1", {"id": "count-1"}, tree=made.tree)
-    assert not freeze(root, "count-1", {"id": "other"}, tree="elsewhere")
+    spec = {"id": "count-1", "code_tree": made.tree}
+    assert freeze(root, "count-1", spec, tree=made.tree) == made.tree
+    assert freeze(root, "count-1", {"id": "other", "code_tree": "new"}, tree="new") == made.tree
     run_dir = root.run_dir("count-1")
-    assert json.loads(run_dir.spec.read_text()) == {"id": "count-1"}
+    assert json.loads(run_dir.spec.read_text()) == spec
     assert run_dir.code.resolve() == made.path
     assert run_dir.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_that_a_freeze_that_died_before_its_spec_is_done_again_with_the_present_code(root: Root) -> None:
+    root.run_dir("count-1").path.mkdir()
+    root.run_dir("count-1").code.symlink_to(Path("..", "..", "snapshots", "old"))
+    assert freeze(root, "count-1", {"code_tree": "new"}, tree="new") == "new"
+    assert root.run_dir("count-1").code.readlink().name == "new"
 
 
 def test_that_a_run_gets_newer_code_only_on_demand_and_says_so(root: Root, checkout: Path) -> None:
