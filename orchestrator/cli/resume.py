@@ -36,6 +36,7 @@ def command(root: Path, what: tuple[str, ...], local: bool, parallel: int | None
                 snapshot = workspace.snapshot_code(desk.root, submission.checkout())
                 for run in planned:
                     workspace.refreeze_code(desk.root, run, snapshot)
+                desk.store.refrozen(planned, snapshot.tree, now=time.time())
             if not planned:
                 active = sum(1 for one in chosen.values() if one.state not in (RunState.DONE, RunState.PLANNED))
                 click.echo(f"nothing to resume: {len(chosen) - active} done, {active} active")

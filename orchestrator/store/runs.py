@@ -227,6 +227,13 @@ class Store:
                     detail = " ".join(part for part in (change.reason, job) if part)
                     events.append(self.connection, [Event(at=now, subject=change.run, what=change.state.value, detail=detail)])
 
+    def refrozen(self, runs: Iterable[str], tree: str, *, now: float) -> None:
+        """Record that runs were given another code tree."""
+        with transaction(self.connection):
+            chosen = list(runs)
+            self.connection.executemany("UPDATE runs SET code_tree = ? WHERE id = ?", ((tree, run) for run in chosen))
+            events.append(self.connection, (Event(at=now, subject=run, what="new code", detail=tree) for run in chosen))
+
     def intend(self, token: str, runs: Sequence[str], *, after: Mapping[str, int], now: float) -> None:
         """Record a submission before it is made: its token and which array index is which run."""
         with transaction(self.connection):

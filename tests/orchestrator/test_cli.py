@@ -10,12 +10,10 @@ import pytest
 
 from jobs.contract import Outcome, Status, write_outcome
 from orchestrator.cli.main import COMMANDS
-from orchestrator.lifecycle import RunState
-from orchestrator.store.runs import Change, Store
+from orchestrator.store.runs import Store
 from orchestrator.workspace import Root
 from tests.orchestrator.stub import Command, StubSlurm
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 Sweep = Callable[..., Path]
 
 
@@ -330,17 +328,19 @@ def test_that_resume_names_what_is_held(orch: Command, stub_slurm: StubSlurm, tm
     assert said.count("queued array") == 2
 
 
-def test_that_new_code_reaches_an_unfinished_run_only_on_demand(orch: Command, stub_slurm: StubSlurm, count_sweep: Sweep) -> None:
-    orch("submit", count_sweep(seeds=[0]))
+def test_that_new_code_reaches_an_unfinished_run_only_on_demand(
+    orch: Command, stub_slurm: StubSlurm, count_sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.workspace.tree_hash", lambda checkout: "0123456789abcdef")
+        orch("submit", count_sweep(seeds=[0]))
     (run,) = orch.runs()
     spec = Root(orch.root).run_dir(run).spec
-    frozen = json.loads(spec.read_text())
-    spec.write_text(json.dumps(frozen | {"code_tree": "older"}))
-    store = Store(Root(orch.root).store)
-    store.apply([Change(run=run, state=RunState.CANCELLED)], now=1.0)
-    store.close()
+    orch("cancel", run)
     orch("resume", run)
-    assert json.loads(spec.read_text())["code_tree"] == "older"
+    assert json.loads(spec.read_text())["code_tree"] == "0123456789abcdef"
+    assert "(other code)" in orch("plan", count_sweep(seeds=[0])).out
     orch("cancel", run)
     orch("resume", run, "--new-code")
-    assert json.loads(spec.read_text())["code_tree"] == frozen["code_tree"]
+    assert json.loads(spec.read_text())["code_tree"] != "0123456789abcdef"
+    assert "(other code)" not in orch("plan", count_sweep(seeds=[0])).out
