@@ -18,6 +18,7 @@ from models.spec import (
     ReconstructionObjective,
     SlotAutoencoderSpec,
     Spec,
+    added,
     location,
 )
 
@@ -43,6 +44,8 @@ class SpriteGeneratorSpec(Spec):
     """Sprite scales; a scale of 1 is a square of 23/64 of the image side."""
     palette: Literal["uniform", "saturated"] = "uniform"
     """`uniform`: any RGB for sprites and background, as the original; `saturated`: well-separated hues on a dark background."""
+    placement: Literal["central", "ring"] = added("central")
+    """`central`: centres anywhere in the middle half of the image, as measured; `ring`: apart from each other, on a ring."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SpriteGeneratorSpec:

@@ -35,10 +35,10 @@ def row_panels(root: Root, record: SweepRecord) -> dict[str, Path]:
 
 def contact_sheet(panels: Mapping[str, Path]) -> Image.Image:
     """The panels below each other, each under its row's label."""
-    pictures = {}
+    pictures: dict[str, Image.Image] = {}
     for label, path in panels.items():
-        with Image.open(path) as picture:
-            pictures[label] = picture.convert("RGB").crop((0, 0, picture.width, min(picture.height, MOST_PX)))
+        with Image.open(path) as opened:
+            pictures[label] = opened.convert("RGB").crop((0, 0, opened.width, min(opened.height, MOST_PX)))
     width = max(picture.width for picture in pictures.values())
     height = sum(picture.height + LABEL_PX for picture in pictures.values())
     sheet, top = Image.new("RGB", (width, height), "white"), 0

@@ -33,6 +33,11 @@ SPRITE_WORDS = 9
 DRAW_PIXELS = 1 << 18
 """Pixels of sprite grids rasterised at a time, so that they stay in the cache."""
 
+RING_RADIUS = (0.26, 0.32)
+"""Of the image side: three sprites of a third of the side on this ring hardly overlap and stay on the canvas."""
+RING_JITTER = 0.3
+"""Of the angle between neighbours."""
+
 SATURATED_HUE_JITTER = 0.25
 """Of the distance between neighbouring hues."""
 SATURATED_SPRITE_VALUE = (0.8, 1.0)
@@ -49,7 +54,7 @@ class _Scenes:
     scale_NK: Float64
     orientation_NK: Float64
     position_NK2: Float64
-    """x and y, each in [0, 1)."""
+    """x and y, each in [0, 1) over the middle half of the image (a little beyond when placed on a ring)."""
     color_NE3: UInt8
     """Background first."""
 
@@ -100,9 +105,20 @@ def _draw_scenes(spec: SpriteGeneratorSpec, *, first: int, count: int) -> _Scene
         shape_NK=1 + _choice(sprite_NKS[:, :, 1], len(Shape)),
         scale_NK=np.asarray(spec.scales, np.float64)[_choice(sprite_NKS[:, :, 2], len(spec.scales))],
         orientation_NK=sprite_NKS[:, :, 3] * (2 * np.pi),
-        position_NK2=sprite_NKS[:, :, 4:6],
+        position_NK2=_ring(sprite_NKS[:, :, 4:6], rank_NK) if spec.placement == "ring" else sprite_NKS[:, :, 4:6],
         color_NE3=np.concatenate([background_N3[:, None], color_NK3], axis=1).astype(np.uint8),
     )
+
+
+def _ring(uniform_NK2: Float64, rank_NK: Int64) -> Float64:
+    """Return positions [N, K, 2] at equal angles but for a jitter, in the order of the sprites' ranks."""
+    sprites = uniform_NK2.shape[1]
+    turn_NK = uniform_NK2[:, :1, 0] + (rank_NK + RING_JITTER * (uniform_NK2[:, :, 0] - 0.5)) / sprites
+    low, high = RING_RADIUS
+    radius_NK = 2 * (low + (high - low) * uniform_NK2[:, :, 1])  # positions span half the side
+    angle_NK = 2 * np.pi * turn_NK
+    position_NK2: Float64 = 0.5 + radius_NK[:, :, None] * np.stack([np.cos(angle_NK), np.sin(angle_NK)], axis=2)
+    return position_NK2
 
 
 def _saturated_colors(scene_NS: Float64, uniform_NK3: Float64) -> tuple[Int64, Int64]:
