@@ -23,7 +23,10 @@ def command(root: Path, what: tuple[str, ...]) -> None:
         named = {name for one in what if (name := sweep_name(desk.store, one)) is not None}
         kept = []
         if named:
-            others = {run: set(desk.store.sweeps_of(run)) - named for run in chosen}
+            for name in named:
+                desk.store.note(name, RunState.CANCELLED.value)
+            wanted = {name for name in desk.store.sweeps() if desk.store.wanted(name)}
+            others = {run: wanted & set(desk.store.sweeps_of(run)) for run in chosen}
             kept = [run for run, rest in others.items() if rest and chosen[run].state in ACTIVE | {RunState.PLANNED}]
         ended = apply.cancel(desk.root, desk.store, slurm, [one for run, one in chosen.items() if run not in kept])
         click.echo(f"cancelled {len(ended)} run{'s' if len(ended) != 1 else ''}")

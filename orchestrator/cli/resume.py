@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from orchestrator import cluster, submission, tick, workspace
-from orchestrator.cli.common import find_runs, open_desk
+from orchestrator.cli.common import find_runs, open_desk, sweep_name
 from orchestrator.cli.local_run import run_here
 from orchestrator.lifecycle import RESUMABLE, RunState
 from orchestrator.store.runs import Change
@@ -27,6 +27,8 @@ def command(root: Path, what: tuple[str, ...], local: bool, parallel: int | None
             slurm = cluster.find_slurm() if local else cluster.require_slurm()
             tick.look(desk.root, desk.store, slurm)
             chosen = find_runs(desk.store, what)
+            for name in {name for one in what if (name := sweep_name(desk.store, one)) is not None}:
+                desk.store.note(name, "resumed")
             again = [record for record in chosen.values() if record.state in RESUMABLE]
             for record in again:
                 desk.root.run_dir(record.id).cancel_mark.unlink(missing_ok=True)

@@ -7,7 +7,9 @@ import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from orchestrator.lifecycle import RunState, check_transition
@@ -34,14 +36,20 @@ _UNANSWERED = (RunState.SUBMITTING.value, RunState.PLANNED.value)
 """States of a run whose submission has no recorded answer; planned: withdrawn too early."""
 
 
+@lru_cache(maxsize=4096)
+def _mapping(text: str) -> Mapping[str, Any]:
+    """Read-only content of a JSON column; thousands of runs share a few texts."""
+    return MappingProxyType(json.loads(text))
+
+
 def _run(row: sqlite3.Row) -> RunRecord:
     return RunRecord(
         id=row["id"],
         kind=row["kind"],
         state=RunState(row["state"]),
         reason=row["reason"],
-        needs=json.loads(row["needs"]),
-        resources=json.loads(row["resources"]),
+        needs=_mapping(row["needs"]),
+        resources=_mapping(row["resources"]),
         code_tree=row["code_tree"],
         steps=row["steps"],
         token=row["token"],
@@ -83,9 +91,22 @@ class Store:
         )
         return {row["id"]: _run(row) for row in rows}
 
+    def counts(self, sweep: str | None = None) -> dict[RunState, int]:
+        """How many runs are in each state, of one sweep or of all."""
+        members = "WHERE id IN (SELECT run FROM members WHERE sweep = ?)" if sweep else ""
+        rows = self.connection.execute(
+            f"SELECT state, count(*) AS n FROM runs {members} GROUP BY state", (sweep,) if sweep else ()
+        )
+        return {RunState(row["state"]): row["n"] for row in rows}
+
     def sweeps_of(self, run: str) -> list[str]:
         """Names of the sweeps that need a run."""
         return [row["sweep"] for row in self.connection.execute("SELECT sweep FROM members WHERE run = ? ORDER BY sweep", (run,))]
+
+    def wanted(self, sweep: str) -> bool:
+        """Whether a sweep still needs its runs: it was not cancelled since it was last submitted or resumed."""
+        happened = [event.what for event in self.events_of(f"sweep {sweep}")]
+        return happened[-1:] != [RunState.CANCELLED.value]
 
     def sweeps(self) -> list[str]:
         """Names of all submitted sweeps, oldest first."""
@@ -129,6 +150,11 @@ class Store:
         return events.of_subject(self.connection, subject)
 
     # -- writing ---------------------------------------------------------------------------------------------------
+
+    def note(self, sweep: str, what: str) -> None:
+        """Record that a sweep was submitted, resumed or cancelled."""
+        with transaction(self.connection):
+            events.append(self.connection, [Event(at=time.time(), subject=f"sweep {sweep}", what=what)])
 
     def add(
         self,
@@ -176,6 +202,7 @@ class Store:
                 ),
             )
             events.append(self.connection, (Event(at=now, subject=run.id, what="planned", detail=name) for run in fresh))
+            events.append(self.connection, [Event(at=now, subject=f"sweep {name}", what="submitted")])
         return [run.id for run in fresh]
 
     def withdraw(self, sweep: str, runs: Iterable[str], *, before: KnownSweep | None) -> None:
@@ -188,6 +215,8 @@ class Store:
                 self.connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (sweep,))
             if before is not None:
                 self._put_sweep(before)
+            else:
+                self.connection.execute("DELETE FROM events WHERE subject = ?", (f"sweep {sweep}",))
 
     def _put_sweep(self, sweep: KnownSweep) -> None:
         """Write a sweep, its cells and its members (inside the caller's transaction)."""

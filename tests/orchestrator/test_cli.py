@@ -278,6 +278,17 @@ def test_that_one_run_in_two_sweeps_is_queued_once_and_cancelling_one_sweep_leav
     assert orch.runs("two")[shared.pop()]["state"] == "cancelled"
 
 
+def test_that_the_last_sweep_that_is_cancelled_takes_the_shared_runs_along(
+    orch: Command, stub_slurm: StubSlurm, count_sweep: Sweep
+) -> None:
+    for name in ("one", "two"):
+        orch("submit", count_sweep(name, seeds=[0]))
+    assert "cancelled 0 runs" in orch("cancel", "one").out
+    assert "cancelled 1 run" in orch("cancel", "two").out
+    orch("resume", "one")
+    assert "cancelled 1 run" in orch("cancel", "one").out
+
+
 def test_that_a_cancelled_sweep_stays_cancelled_until_it_is_resumed(
     orch: Command, stub_slurm: StubSlurm, count_sweep: Sweep
 ) -> None:
