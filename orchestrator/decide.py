@@ -45,6 +45,9 @@ class Withdraw:
 
 Action = Move | Adopt | Withdraw
 
+ORDINARY_WAITS = frozenset({"", "None", "Priority", "Resources", "BeginTime", "Dependency"})
+"""Slurm's reasons for waiting that need nobody's attention."""
+
 _BY_STATUS = {
     Status.DONE: RunState.DONE,
     Status.FAILED: RunState.FAILED,
@@ -79,7 +82,7 @@ def _from_outcome(record: RunRecord, seen: DiskSeen | None) -> Move | None:
 def _from_queue(record: RunRecord, task: TaskSeen, seen: DiskSeen | None) -> Move:
     if task.state in EXECUTING:
         return Move(run=record.id, state=RunState.RUNNING)
-    reason = task.reason if task.reason not in ("", "None") else ""
+    reason = "" if task.reason in ORDINARY_WAITS else task.reason
     if seen is not None and seen.newest_attempt > record.after_attempt and not reason:
         reason = "requeued"
     return Move(run=record.id, state=RunState.QUEUED, reason=reason)

@@ -99,8 +99,8 @@ def observe(
     disk: dict[str, DiskSeen] = {}
     for record in active:
         task = (listed or {}).get(record.job) if record.job else None
-        if task is not None and task.state is SlurmState.PENDING and record.state is RunState.QUEUED and not record.reason:
-            continue  # never started yet: nothing on disk
+        if task is not None and task.state is SlurmState.PENDING and record.state is RunState.QUEUED:
+            continue  # it waits: whatever is on disk was seen before, or will be when it runs
         disk[record.id] = look_at(root.run_dir(record.id))
     queue = (
         None if listed is None and not any(record.job.startswith(LOCAL_JOB) for record in active) else {**(listed or {}), **local}

@@ -44,7 +44,9 @@ def contact_sheet(panels: Mapping[str, Path]) -> Image.Image:
     sheet, top = Image.new("RGB", (width, height), "white"), 0
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     for label, picture in pictures.items():
-        draw.text((4, top + 3), f"{label}: image, true masks, predicted masks, reconstruction, each slot", fill="black", font=font)
+        draw.text(
+            (4, top + 3), f"{label}: image, true masks, predicted masks, reconstruction, each slot", fill="black", font=font
+        )
         sheet.paste(picture, (0, top + LABEL_PX))
         top += picture.height + LABEL_PX
     return sheet

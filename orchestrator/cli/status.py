@@ -33,11 +33,10 @@ def progress_of(desk: Desk, record: RunRecord) -> str:
     return f"step {entry.step}" + (f" of {record.steps} ({100 * entry.step // record.steps} %)" if record.steps else "")
 
 
-def counts_line(records: Mapping[str, RunRecord]) -> str:
+def counts_line(counts: Mapping[RunState, int]) -> str:
     """`12 runs: 4 running, 8 done`."""
-    counts = Counter(record.state for record in records.values())
-    parts = [f"{counts[state]} {state.value.replace('_', ' ')}" for state in ORDER if counts[state]]
-    return f"{len(records)} runs: " + (", ".join(parts) or "none")
+    parts = [f"{counts[state]} {state.value.replace('_', ' ')}" for state in ORDER if counts.get(state)]
+    return f"{sum(counts.values())} runs: " + (", ".join(parts) or "none")
 
 
 def detail_lines(desk: Desk, records: Mapping[str, RunRecord]) -> list[str]:
@@ -71,18 +70,16 @@ def behind_line(desk: Desk) -> str:
     return f"tracker: {row['n']} runs changed since the last shipping (`orch sync`)" if row["n"] else "tracker: up to date"
 
 
-def render(desk: Desk, typed: Sequence[str], trouble: str) -> str:
-    """The whole screen."""
-    records = find_runs(desk.store, typed)
+def render(desk: Desk, typed: Sequence[str], trouble: str, seen: Mapping[str, RunRecord] | None) -> str:
+    """The whole screen. `seen`: all records, when a look has just read them."""
+    records = find_runs(desk.store, typed) if typed or seen is None else seen
     lines = [trouble] if trouble else []
     names = desk.store.sweeps() if not typed else []
     for name in names:
         row = desk.store.sweep_row(name)
-        lines.append(
-            f"{name}: {counts_line(desk.store.of_sweep(name))}" + (f"  ({row['title']})" if row and row["title"] else "")
-        )
+        lines.append(f"{name}: {counts_line(desk.store.counts(name))}" + (f"  ({row['title']})" if row and row["title"] else ""))
     if len(names) != 1:
-        lines.append(counts_line(records))
+        lines.append(counts_line(Counter(record.state for record in records.values())))
     lines += detail_lines(desk, records)
     lines.append(behind_line(desk))
     resumable = sum(1 for record in records.values() if record.state in RESUMABLE)
@@ -102,16 +99,15 @@ def status_json(desk: Desk, typed: Sequence[str]) -> str:
     )
 
 
-def refresh(desk: Desk) -> str:
-    """Look once and record facts; what went wrong, if Slurm did not answer. Only looks at Slurm when something is active."""
+def refresh(desk: Desk) -> tuple[str, Mapping[str, RunRecord] | None]:
+    """Look once and record facts; what went wrong, if anything, and all records after the look."""
     with desk.root.lock(wait=False) as mine:
         if not mine:
-            return "another orch is at work on this root, or it is read-only; showing what is recorded"
+            return "another orch is at work on this root, or it is read-only; showing what is recorded", None
         try:
-            tick.look(desk.root, desk.store, cluster.find_slurm())
+            return "", tick.look(desk.root, desk.store, cluster.find_slurm()).records
         except ClusterError as error:
-            return f"Slurm did not answer, showing what is recorded: {error.problems[0].what}"
-    return ""
+            return f"Slurm did not answer, showing what is recorded: {error.problems[0].what}", None
 
 
 @click.command("status")
@@ -123,8 +119,8 @@ def command(root: Path, what: tuple[str, ...], watch: bool, as_json: bool) -> No
     """Show where all runs stand, or those of a sweep or of some runs (WHAT)."""
     with open_desk(root) as desk:
         while True:
-            trouble = refresh(desk)
-            text = status_json(desk, what) if as_json else render(desk, what, trouble)
+            trouble, seen = refresh(desk)
+            text = status_json(desk, what) if as_json else render(desk, what, trouble, seen)
             if watch and not as_json:
                 click.clear()
             click.echo(text)

@@ -28,7 +28,9 @@ def write_pictures(root: Root, record: SweepRecord, path: Path) -> None:
     try:
         contact_sheet(panels).save(path)
     except OSError as error:
-        raise UserError(Problem(what=f"cannot write the picture: {error}", where=str(path), hint="a name ending in .png")) from error
+        raise UserError(
+            Problem(what=f"cannot write the picture: {error}", where=str(path), hint="a name ending in .png")
+        ) from error
     click.echo(f"wrote {path}", err=True)
 
 
