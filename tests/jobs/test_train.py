@@ -18,7 +18,7 @@ import torch
 from running import OBJECTIVES, REPOSITORY, attempt, outcome_of, python_m_jobs, said, train_config, train_run, until
 
 from jobs import attempt as attempts
-from jobs import distributed, forks, train
+from jobs import forks, train
 from jobs.checkpoint import CheckpointStore
 from jobs.compare import differences, newest_state, series
 from jobs.contract import Cause, ExitCode, RunDir, Status, read_attempts
@@ -72,7 +72,6 @@ def kill_self(_: object = None) -> None:
 
 
 def terminate_self(training: train.Training) -> None:
-    distributed.AGREE_EVERY_S = 0.0  # at these tiny steps a second is a whole run
     os.kill(os.getpid(), signal.SIGTERM)
     assert training.run.flag.wait(10)
 

@@ -19,12 +19,12 @@ COUNT = {"kind": "count", "steps": 40, "step_s": 0.02, "runtime": {"max_attempts
 
 
 def planted() -> None:
-    """In a fork: something, as noise would, depends on the attempt."""
+    """In a fork: the noise depends on the attempt, and in a rehearsal on whether it is the first step of a process."""
     one_step, calls = train.Training._one_step, iter(range(1000))
 
     def watched(training: train.Training, batch: Any, forward: Any) -> None:
-        first = next(calls) == 0
-        one_step(training, batch._replace(noise_BKD=batch.noise_BKD * 1.001) if first else batch, forward)
+        scale = 1.0 + 0.001 * training.run.attempt.number + (0.001 if next(calls) == 0 else 0.0)
+        one_step(training, batch._replace(noise_BKD=batch.noise_BKD * scale), forward)
 
     train.Training._one_step = watched  # type: ignore[method-assign]
 
@@ -61,7 +61,7 @@ def test_that_a_training_run_verifies(ranks: int, data: Path, tmp_path: Path) ->
 
 
 def test_that_verifying_reports_a_planted_difference(data: Path, tmp_path: Path, plant: None) -> None:
-    found = verified(data, tmp_path, train_config(steps=60), kills=3)
+    found = verified(data, tmp_path, train_config(steps=40), kills=3)
     assert any(line.startswith("state state/model/") for line in found["differences"])
 
 
