@@ -321,11 +321,14 @@ def test_that_a_real_process_trains_without_the_tracker(data: Path, tmp_path: Pa
     assert done.stdout.split() == ["IMPORTED", "torch"]
 
 
-def test_that_a_compiled_model_trains_and_resumes(data: Path, tmp_path: Path) -> None:
-    run_dir = train_run(tmp_path, data, train_config(steps=2, compile=True, batch_size=2, runtime={"checkpoint_every_steps": 1}))
+@pytest.mark.slow
+def test_that_a_compiled_model_trains(data: Path, tmp_path: Path) -> None:
+    config = train_config(steps=2, compile=True, batch_size=2, runtime={"checkpoint_every_steps": 1, "hang_timeout_s": 900.0})
+    run_dir = train_run(tmp_path, data, config)
     process = python_m_jobs(run_dir, environment={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")})
-    assert process.communicate(timeout=300)[0].count("checkpoint at step") == 2
-    assert process.returncode == 0
+    said_ = process.communicate(timeout=500)[0]
+    assert process.returncode == 0, said_
+    assert said_.count("checkpoint at step") == 2
     assert not any("_orig_mod" in name for name in newest_state(run_dir))
 
 
