@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from jobs import __main__ as entry
 from jobs.contract import ExitCode, RunDir, write_atomically
-from jobs.spec import FrozenRun
 from jobs.ranks import Ranks
+from jobs.spec import FrozenRun
 
 SPEC_WAIT_S = 120.0
 

@@ -45,6 +45,7 @@ class Withdraw:
 
 Action = Move | Adopt | Withdraw
 
+REQUEUED = "requeued"
 ORDINARY_WAITS = frozenset({"", "None", "Priority", "Resources", "BeginTime", "Dependency"})
 """Slurm's reasons for waiting that need nobody's attention."""
 
@@ -83,8 +84,10 @@ def _from_queue(record: RunRecord, task: TaskSeen, seen: DiskSeen | None) -> Mov
     if task.state in EXECUTING:
         return Move(run=record.id, state=RunState.RUNNING)
     reason = "" if task.reason in ORDINARY_WAITS else task.reason
+    if not reason and seen is None and record.reason == REQUEUED:
+        reason = REQUEUED
     if seen is not None and seen.newest_attempt > record.after_attempt and not reason:
-        reason = "requeued"
+        reason = REQUEUED
     return Move(run=record.id, state=RunState.QUEUED, reason=reason)
 
 

@@ -6,6 +6,7 @@ anything, and runs in a terminal state are not looked at.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 
 from jobs.contract import Outcome, RunDir, read_attempts, read_outcome
@@ -99,8 +100,9 @@ def observe(
     disk: dict[str, DiskSeen] = {}
     for record in active:
         task = (listed or {}).get(record.job) if record.job else None
-        if task is not None and task.state is SlurmState.PENDING and record.state is RunState.QUEUED:
-            continue  # it waits: whatever is on disk was seen before, or will be when it runs
+        waits = task is not None and task.state is SlurmState.PENDING and record.state is RunState.QUEUED
+        if waits and not os.path.exists(f"{root.runs}/{record.id}/outcome.json"):
+            continue  # whatever else is on disk was seen before, or will be when it runs
         disk[record.id] = look_at(root.run_dir(record.id))
     queue = (
         None if listed is None and not any(record.job.startswith(LOCAL_JOB) for record in active) else {**(listed or {}), **local}

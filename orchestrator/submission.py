@@ -5,7 +5,6 @@ Everything that can be wrong is found before the first write; a refused submissi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,7 +119,7 @@ def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool)
                 steps=steps_of(run),
             )
         )
-    os.sync()  # one flush for thousands of small files
+    workspace.flush(root)
     name = made.sweep.name
     before = store.known_sweep(name)
     new = store.add(

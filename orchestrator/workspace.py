@@ -11,6 +11,7 @@ ROOT/mlflow.db, ROOT/mlartifacts/   the default tracker
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -191,6 +192,15 @@ def freeze(root: Root, run_id: str, spec: Mapping[str, Any], *, tree: str) -> st
     temporary.write_text(json.dumps(spec, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, run_dir.spec)
     return tree
+
+
+def flush(root: Root) -> None:
+    """Make thousands of small files durable at once: syncfs(2) on the root's file system, which Python does not wrap."""
+    handle = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        ctypes.CDLL(None, use_errno=True).syncfs(handle)
+    finally:
+        os.close(handle)
 
 
 def refreeze_code(root: Root, run_id: str, snapshot: Snapshot) -> None:

@@ -1,4 +1,4 @@
-"""Runs a command with Slurm's daemons installed: from the machine's packages when it may, else without the tests that need them."""
+"""Runs a command with Slurm's daemons: installs the packages when it may, else goes without the tests that need them."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ class ArrayRequest:
         if not chosen.get("tasks_per_node") or (chosen["tasks_per_node"] == 1 and chosen.get("gpus_per_node")):
             chosen["tasks_per_node"] = max(1, int(chosen.get("gpus_per_node") or 1))
         delay = int(chosen.get("signal_delay_s", 120))
-        log = str(self.folder / "batch.log")
-        extra = {"requeue": True, "kill-on-invalid-dep": "yes", "output": log, "error": log}
+        log = "batch.log"  # below chdir: Slurm would expand a `%` in an absolute path
+        extra = {"chdir": str(self.folder), "requeue": True, "kill-on-invalid-dep": "yes", "output": log, "error": log}
         chosen["additional_parameters"] = extra | dict(chosen.get("additional_parameters", {}))
         chosen["additional_parameters"]["export"] = "ALL"
         chosen["signal_delay_s"] = delay
@@ -94,7 +94,7 @@ class ArrayRequest:
         """The script's last line. The notice signals are blocked before Python's first instruction."""
         return (
             "exec srun --unbuffered --kill-on-bad-exit=1 --open-mode=append "
-            '--output="$RUN_DIR/logs/%A_%a.%t.log" --error="$RUN_DIR/logs/%A_%a.%t.log" '
+            '--output="logs/%A_%a.%t.log" --error="logs/%A_%a.%t.log" '
             f'env --block-signal=USR2 --block-signal=TERM {shlex.quote(self.python)} -m jobs "$RUN_DIR"'
         )
 

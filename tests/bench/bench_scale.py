@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.slurm.cluster import Options, SlurmCluster  # noqa: E402
+from tests.slurm.cluster import Options, SlurmCluster
 
 ORCH = [sys.executable, "-c", "from orchestrator.cli.main import main; main()"]
 SWEEP = """

@@ -113,8 +113,14 @@ def test_that_what_executes_is_running(state: SlurmState) -> None:
 
 @pytest.mark.parametrize("state", [*sorted(WAITING), SlurmState.UNKNOWN])
 def test_that_what_waits_is_queued_with_slurms_reason(state: SlurmState) -> None:
-    move = only_move(decided(a_run(RunState.RUNNING), seen(queue={JOB: TaskSeen(state=state, reason="Resources")})))
-    assert (move.state, move.reason) == (RunState.QUEUED, "Resources")
+    move = only_move(decided(a_run(RunState.RUNNING), seen(queue={JOB: TaskSeen(state=state, reason="JobHeldUser")})))
+    assert (move.state, move.reason) == (RunState.QUEUED, "JobHeldUser")
+
+
+def test_that_ordinary_waiting_is_no_news_and_a_requeue_stays_in_mind() -> None:
+    busy = seen(queue={JOB: TaskSeen(state=SlurmState.PENDING, reason="Priority")})
+    assert decided(a_run(RunState.QUEUED), busy) == []
+    assert decided(a_run(RunState.QUEUED, reason="requeued"), busy) == []
 
 
 def test_that_a_requeued_run_is_queued_again_and_says_so() -> None:

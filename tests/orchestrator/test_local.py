@@ -250,9 +250,9 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 def test_that_a_process_is_found_by_its_job_name_on_this_machine_only(sleeper: subprocess.Popen[bytes]) -> None:
     job = local_job(sleeper.pid)
     assert alive(job) is True
-    assert alive(f"local:elsewhere:{sleeper.pid}") is None
+    assert alive(f"local:elsewhere:{sleeper.pid}:1") is None
     assert alive("local:broken") is None
-    terminate(f"local:elsewhere:{sleeper.pid}")
+    terminate(f"local:elsewhere:{sleeper.pid}:1")
     assert sleeper.poll() is None
     terminate(job)
     assert sleeper.wait(timeout=10) == -signal.SIGTERM

@@ -2,15 +2,16 @@
 
 # Parameters
 #SBATCH --array=0-0%1
+#SBATCH --chdir='/shared/my root/slurm/0123456789ab'
 #SBATCH --cpus-per-task=1
-#SBATCH --error='/shared/my root/slurm/0123456789ab/batch.log'
+#SBATCH --error=batch.log
 #SBATCH --export=ALL
 #SBATCH --job-name=orch-0123456789ab
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output='/shared/my root/slurm/0123456789ab/batch.log'
+#SBATCH --output=batch.log
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=10
@@ -25,4 +26,4 @@ export SRUN_CPUS_PER_TASK=1
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec srun --unbuffered --kill-on-bad-exit=1 --open-mode=append --output="$RUN_DIR/logs/%A_%a.%t.log" --error="$RUN_DIR/logs/%A_%a.%t.log" env --block-signal=USR2 --block-signal=TERM /venv/bin/python -m jobs "$RUN_DIR"
+exec srun --unbuffered --kill-on-bad-exit=1 --open-mode=append --output="logs/%A_%a.%t.log" --error="logs/%A_%a.%t.log" env --block-signal=USR2 --block-signal=TERM /venv/bin/python -m jobs "$RUN_DIR"

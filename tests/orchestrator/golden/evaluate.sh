@@ -2,8 +2,9 @@
 
 # Parameters
 #SBATCH --array=0-499%500
+#SBATCH --chdir='/shared/my root/slurm/0123456789ab'
 #SBATCH --dependency=aftercorr:42
-#SBATCH --error='/shared/my root/slurm/0123456789ab/batch.log'
+#SBATCH --error=batch.log
 #SBATCH --export=ALL
 #SBATCH --gpus-per-node=1
 #SBATCH --job-name=orch-0123456789ab
@@ -11,7 +12,7 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output='/shared/my root/slurm/0123456789ab/batch.log'
+#SBATCH --output=batch.log
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=30
@@ -25,4 +26,4 @@ export CUBLAS_WORKSPACE_CONFIG=:4096:8
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec srun --unbuffered --kill-on-bad-exit=1 --open-mode=append --output="$RUN_DIR/logs/%A_%a.%t.log" --error="$RUN_DIR/logs/%A_%a.%t.log" env --block-signal=USR2 --block-signal=TERM /venv/bin/python -m jobs "$RUN_DIR"
+exec srun --unbuffered --kill-on-bad-exit=1 --open-mode=append --output="logs/%A_%a.%t.log" --error="logs/%A_%a.%t.log" env --block-signal=USR2 --block-signal=TERM /venv/bin/python -m jobs "$RUN_DIR"

@@ -3,9 +3,10 @@
 # Parameters
 #SBATCH --account=lab
 #SBATCH --array=0-11%12
+#SBATCH --chdir='/shared/my root/slurm/0123456789ab'
 #SBATCH --cpus-per-task=8
 #SBATCH --dependency=afterok:41_0:41_3
-#SBATCH --error='/shared/my root/slurm/0123456789ab/batch.log'
+#SBATCH --error=batch.log
 #SBATCH --export=ALL
 #SBATCH --gpus-per-node=4
 #SBATCH --job-name=orch-0123456789ab
@@ -15,7 +16,7 @@
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
 #SBATCH --open-mode=append
-#SBATCH --output='/shared/my root/slurm/0123456789ab/batch.log'
+#SBATCH --output=batch.log
 #SBATCH --partition=gpu
 #SBATCH --requeue
 #SBATCH --signal=USR2@90
@@ -32,4 +33,4 @@ module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec srun --unbuffered --kill-on-bad-exit=1 --open-mode=append --output="$RUN_DIR/logs/%A_%a.%t.log" --error="$RUN_DIR/logs/%A_%a.%t.log" env --block-signal=USR2 --block-signal=TERM /venv/bin/python -m jobs "$RUN_DIR"
+exec srun --unbuffered --kill-on-bad-exit=1 --open-mode=append --output="logs/%A_%a.%t.log" --error="logs/%A_%a.%t.log" env --block-signal=USR2 --block-signal=TERM /venv/bin/python -m jobs "$RUN_DIR"
