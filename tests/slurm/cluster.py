@@ -34,7 +34,7 @@ if __package__ in (None, ""):  # started as a script
 from tests.slurm.configuration import Options, character_devices, free_ports, slurm_conf
 
 REAPER = Path(__file__).with_name("reaper.py")
-NEEDED = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun")
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun")
 NEEDED_FOR_ACCOUNTING = ("slurmdbd", "sacct", "sacctmgr", "mariadbd", "mariadb-install-db")
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/local/sbin"])
 
@@ -84,6 +84,7 @@ class SlurmCluster:
             raise PrivateClusterError(f"missing programs: {', '.join(missing)}")
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
+            self._start_munge()
             if self.options.accounting:
                 self._start_accounting()
             self._write_configuration()
@@ -100,7 +101,7 @@ class SlurmCluster:
     def stop(self) -> None:
         """End every process of the cluster; safe to call twice."""
         for signum, patience_s in ((signal.SIGTERM, 15.0), (signal.SIGUSR1, 15.0)):
-            for name in sorted(self._reapers, key=lambda name: name in ("mariadb", "slurmdbd")):
+            for name in sorted(self._reapers, key=lambda name: name in ("mariadb", "slurmdbd", "munged")):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._reapers[name], signum)
             deadline = time.monotonic() + patience_s
@@ -132,6 +133,18 @@ class SlurmCluster:
     def _spawn_node(self, node: str) -> None:
         self._spawn(node, [_program("slurmd"), "-D", "-f", str(self.conf), "-N", node])
 
+    def _start_munge(self) -> None:
+        """A munged of our own, with its own key; it signs what the daemons and commands say to each other."""
+        here = self.directory / "munge"
+        here.mkdir(mode=0o755, exist_ok=True)
+        key = here / "key"
+        key.unlink(missing_ok=True)
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+        files = [f"--{name}-file={here}/{name}" for name in ("key", "log", "pid", "seed")]
+        self._spawn("munged", [_program("munged"), "--foreground", "--force", f"--socket={here}/socket", *files])
+        self.until(lambda: (here / "socket").exists(), 15, "munged does not listen")
+
     def _start_accounting(self) -> None:
         here = self.directory
         data = here / "mariadb"
@@ -156,7 +169,7 @@ class SlurmCluster:
         self.until(lambda: _listens(mysql_port), 30, "MariaDB does not listen")
         conf = here / "slurmdbd.conf"
         conf.write_text(
-            f"AuthType=auth/none\nDbdHost=localhost\nDbdAddr=127.0.0.1\nDbdPort={self._dbd_port}\nSlurmUser=root\n"
+            f"AuthType=auth/munge\nAuthInfo=socket={here}/munge/socket\nDbdHost=localhost\nDbdAddr=127.0.0.1\nDbdPort={self._dbd_port}\nSlurmUser=root\n"
             f"LogFile={here}/slurmdbd.log\nPidFile={here}/slurmdbd.pid\nDebugLevel=info\n"
             f"StorageType=accounting_storage/mysql\nStorageHost=127.0.0.1\nStoragePort={mysql_port}\n"
             "StorageUser=root\nStorageLoc=slurm_acct\n"

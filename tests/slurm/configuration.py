@@ -58,6 +58,7 @@ def slurm_conf(here: Path, options: Options, nodes: Sequence[str], ports: Sequen
             "AccountingStorageType=accounting_storage/slurmdbd",
             "AccountingStorageHost=localhost",
             f"AccountingStoragePort={dbd_port}",
+            f"AccountingStoragePass={here}/munge/socket",
             "AccountingStorageTRES=gres/gpu",
         ]
         if options.accounting
@@ -69,9 +70,9 @@ def slurm_conf(here: Path, options: Options, nodes: Sequence[str], ports: Sequen
         f"SlurmctldPort={ports[0]}",
         "SlurmUser=root",
         "SlurmdUser=root",
-        "AuthType=auth/none",
-        "CredType=cred/none",
-        f"AuthInfo=cred_expire={options.cred_expire_s}",
+        "AuthType=auth/munge",
+        "CredType=cred/munge",
+        f"AuthInfo=cred_expire={options.cred_expire_s},socket={here}/munge/socket",
         f"StateSaveLocation={here}/state",
         f"SlurmdSpoolDir={here}/spool-%n",
         f"SlurmctldPidFile={here}/slurmctld.pid",

@@ -19,7 +19,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.timeout(300)
-def test_that_a_multirun_by_hand_survives_an_eviction_with_its_first_configuration(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_that_a_multirun_by_hand_survives_an_eviction_with_its_first_configuration(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
     """After the requeue Hydra composes YAML that was edited since; the spec that was written once wins."""
     conf = tmp_path / "conf"
     conf.mkdir()

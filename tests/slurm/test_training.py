@@ -92,7 +92,9 @@ def test_that_evicted_and_killed_runs_equal_untouched_ones(slurm_cluster: SlurmC
     evict_all(struck, runs, 3)
     kill_all(struck, runs)
     struck.until(
-        lambda: all(one["state"] in ("lost", "failed") for one in training_runs(struck).values()), 120, "the killed runs are not lost"
+        lambda: all(one["state"] in ("lost", "failed") for one in training_runs(struck).values()),
+        120,
+        "the killed runs are not lost",
     )
     struck("resume")
     struck.wait_for_state("methods", ["done"], timeout_s=600)
