@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import platform
+import re
 import sys
 import time
 import traceback
@@ -202,6 +203,10 @@ def finish(
     return EXIT_OF[status]
 
 
+LOST_PEER = re.compile(r"gloo/transport|Connection (closed|reset) by peer|Broken pipe")
+"""How a collective words that another rank is gone."""
+
+
 def cause_of(error: BaseException) -> Cause:
     """The cause behind an exception, without importing torch to find out."""
     names = {kind.__name__ for kind in type(error).__mro__}
@@ -215,7 +220,7 @@ def cause_of(error: BaseException) -> Cause:
         return Cause.DATA
     if isinstance(error, Refused):
         return Cause.REFUSED
-    if names & {"DistBackendError", "DistNetworkError", "DistStoreError"} or "Connection closed by peer" in str(error):
+    if names & {"DistBackendError", "DistNetworkError", "DistStoreError"} or LOST_PEER.search(str(error)):
         return Cause.RANK_DIED
     return Cause.EXCEPTION
 
@@ -276,7 +281,11 @@ def main(arguments: list[str]) -> int:
     if frozen.config.kind in SINGLE_PROCESS and place.rank > 0:
         return ExitCode.DONE
     slurm = Slurm.from_environment(os.environ)
-    opened = open_attempt(run_dir, frozen, place, flag, slurm)
+    try:
+        opened = open_attempt(run_dir, frozen, place, flag, slurm)
+    except TimeoutError as error:  # a further rank: rank 0 never came, or all of us are being evicted
+        log.error("%s", error)
+        return ExitCode.DONE if flag.terminating else ExitCode.FAILED
     if isinstance(opened, ExitCode):
         return opened
     code = execute(opened)

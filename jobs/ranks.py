@@ -6,6 +6,7 @@ attempt number, or the code to exit with when the attempt is over before it bega
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -77,7 +78,16 @@ def publish(run_dir: RunDir, ranks: Ranks, meeting: Meeting) -> None:
     """Rank 0 tells the others (atomic: they never see half of it). Alone, there is nobody to tell."""
     if ranks.world_size > 1:
         run_dir.attempts.mkdir(parents=True, exist_ok=True)
+        _clear_old(run_dir)
         write_atomically(_path(run_dir, ranks), json.dumps(asdict(meeting)))
+
+
+def _clear_old(run_dir: RunDir) -> None:
+    """Remove meeting files that no living launch can still need."""
+    for path in run_dir.attempts.glob(".meeting-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
 
 
 def withdraw(run_dir: RunDir, ranks: Ranks) -> None:

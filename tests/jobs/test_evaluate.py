@@ -24,7 +24,7 @@ from jobs.metrics import METRICS
 from jobs.panels import GAP, draw_panel, save_panel
 from jobs.scoring import Look, score_images
 from jobs.spec import TrainSpec
-from jobs.train import build_state
+from jobs.state import build_state
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from jobs.distributed import Group
 from jobs.gradients import step_gradients
 from jobs.randomness import generator, standard_normal
 from jobs.spec import TrainSpec
-from jobs.train import PARTS, TrainState, build_state
+from jobs.state import PARTS, TrainState, build_state
 
 TOTALS = (8, 7, 3)
 """Global batches: even, uneven, and fewer images than four ranks."""

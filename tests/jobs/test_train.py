@@ -18,12 +18,13 @@ import torch
 from running import OBJECTIVES, REPOSITORY, attempt, outcome_of, python_m_jobs, said, train_config, train_run, until
 
 from jobs import attempt as attempts
-from jobs import forks, train
+from jobs import forks, loop, state
 from jobs.checkpoint import CheckpointStore
 from jobs.compare import differences, newest_state, series
 from jobs.contract import Cause, ExitCode, RunDir, Status, read_attempts
 from jobs.distributed import Group
 from jobs.journal import read_journal
+from jobs.spec import TrainSpec
 
 
 def finished(root: Path, data: Path, config: dict[str, Any], *, world_size: int = 1) -> RunDir:
@@ -51,18 +52,18 @@ def after_checkpoint(number: int, what: Callable[[], None]) -> Callable[[], None
     return hook
 
 
-def at_step(step: int, what: Callable[[train.Training], None], *, rank: int | None = None) -> Callable[[], None]:
+def at_step(step: int, what: Callable[[loop.Training], None], *, rank: int | None = None) -> Callable[[], None]:
     """A hook: `what` happens after `step` finished steps, on all ranks or on one."""
 
     def hook() -> None:
-        one_step = train.Training._one_step
+        one_step = loop.Training._one_step
 
-        def watched(training: train.Training, batch: Any, forward: Any) -> None:
+        def watched(training: loop.Training, batch: Any, forward: Any) -> None:
             one_step(training, batch, forward)
             if training.state.step == step and rank in (None, training.group.rank):
                 what(training)
 
-        train.Training._one_step = watched  # type: ignore[method-assign]  # in a fork
+        loop.Training._one_step = watched  # type: ignore[method-assign]  # in a fork
 
     return hook
 
@@ -71,7 +72,7 @@ def kill_self(_: object = None) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def terminate_self(training: train.Training) -> None:
+def terminate_self(training: loop.Training) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     assert training.run.flag.wait(10)
 
@@ -164,8 +165,8 @@ def test_that_panels_fall_on_the_same_steps_after_a_resume(data: Path, tmp_path:
 def test_that_zero_steps_give_the_untrained_model(data: Path, tmp_path: Path) -> None:
     config = train_config(steps=0)
     run_dir = finished(tmp_path, data, config)
-    spec = train.TrainSpec.model_validate(config)
-    expected = train.build_state(spec, torch.device("cpu")).model.state_dict()
+    spec = TrainSpec.model_validate(config)
+    expected = state.build_state(spec, torch.device("cpu")).model.state_dict()
     found = torch.load(run_dir.output / "model.pt", weights_only=True)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert outcome_of(run_dir).files == {"output/model.pt": (run_dir.output / "model.pt").stat().st_size}
@@ -184,13 +185,13 @@ def test_that_a_signal_to_the_whole_group_does_not_take_the_loader_first(data: P
 
 def nan_batches(_: object = None) -> None:
     """A hook: the loss is not finite from step 5 on."""
-    load = train.step_batches
+    load = loop.step_batches
 
     def poisoned(*arguments: Any, **named: Any) -> Any:
         for step, batch in enumerate(load(*arguments, **named), start=named["start"] + 1):
             yield batch._replace(images_BCHW=batch.images_BCHW * float("nan")) if step >= 5 else batch
 
-    train.step_batches = poisoned  # type: ignore[assignment]  # in a fork
+    loop.step_batches = poisoned  # type: ignore[assignment]  # in a fork
 
 
 def test_that_a_diverged_run_says_so_and_keeps_its_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
@@ -205,8 +206,8 @@ def test_that_a_diverged_run_says_so_and_keeps_its_last_good_checkpoint(data: Pa
     assert attempt(run_dir) == [0]  # without the poison it goes on from there
 
 
-def raising(error: BaseException) -> Callable[[train.Training], None]:
-    def act(_: train.Training) -> None:
+def raising(error: BaseException) -> Callable[[loop.Training], None]:
+    def act(_: loop.Training) -> None:
         raise error
 
     return act
@@ -273,7 +274,7 @@ def test_that_a_rank_that_hangs_ends_the_attempt(world_size: int, data: Path, tm
 def test_that_a_superseded_group_ends_quietly(data: Path, tmp_path: Path) -> None:
     run_dir = train_run(tmp_path, data, train_config())
 
-    def newer(training: train.Training) -> None:
+    def newer(training: loop.Training) -> None:
         number = read_attempts(run_dir)[-1].number + 1
         (run_dir.attempts / f"{number:04d}.json").write_text("{}")
 
@@ -295,7 +296,7 @@ def test_that_other_precisions_resume_exactly_too(changes: dict[str, Any], data:
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_that_every_objective_trains_and_logs_its_parts(objective: str, data: Path, tmp_path: Path) -> None:
     run_dir = finished(tmp_path, data, train_config(steps=4, objective=OBJECTIVES[objective], optimizer={"grad_clip": 1.0}))
-    parts = {f"train/{part}" for part in train.PARTS[OBJECTIVES[objective]["kind"]]}
+    parts = {f"train/{part}" for part in state.PARTS[OBJECTIVES[objective]["kind"]]}
     logged = {name for step, name, _ in series(run_dir) if step == 4}
     assert logged == {"train/loss", "train/mse", "train/learning_rate", "train/grad_norm"} | parts
 

@@ -12,21 +12,22 @@ import pytest
 import torch
 from running import DATA, train_config
 
-from jobs import forks, rehearse, train, verify
+from jobs import forks, loop, rehearse, state, verify
 from jobs.rehearsal_config import shorten
+from jobs.spec import TrainSpec
 
 COUNT = {"kind": "count", "steps": 40, "step_s": 0.02, "runtime": {"max_attempts_without_progress": 1000}}
 
 
 def planted() -> None:
     """In a fork: the noise depends on the attempt, and in a rehearsal on whether it is the first step of a process."""
-    one_step, calls = train.Training._one_step, iter(range(1000))
+    one_step, calls = loop.Training._one_step, iter(range(1000))
 
-    def watched(training: train.Training, batch: Any, forward: Any) -> None:
+    def watched(training: loop.Training, batch: Any, forward: Any) -> None:
         scale = 1.0 + 0.001 * training.run.attempt.number + (0.001 if next(calls) == 0 else 0.0)
         one_step(training, batch._replace(noise_BKD=batch.noise_BKD * scale), forward)
 
-    train.Training._one_step = watched  # type: ignore[method-assign]
+    loop.Training._one_step = watched  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_that_a_rehearsal_measures_and_compares(tmp_path: Path, monkeypatch: pyt
     found = report["train"]
     assert "error" not in report["evaluate"]
     assert found["differences"] == []
-    parameters = train.build_state(train.TrainSpec.model_validate(short), torch.device("cpu")).parameters()
+    parameters = state.build_state(TrainSpec.model_validate(short), torch.device("cpu")).parameters()
     assert found["parameters"] >= sum(parameter.numel() for parameter in parameters)
     assert found["checkpoint_bytes"] > 4 * found["parameters"]
     assert found["step_s"] > 0

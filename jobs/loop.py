@@ -1,0 +1,197 @@
+"""The training loop of one attempt: steps, boundaries where it saves or leaves, the short look at held-out images."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from jobs import environment, panels, scoring
+from jobs.attempt import Left, Run
+from jobs.batches import Batch, StepDataset, step_batches
+from jobs.checkpoint import Checkpoint
+from jobs.data.sampler import StepSampler
+from jobs.data.store import ImageStore
+from jobs.distributed import Group
+from jobs.eviction import Verdict
+from jobs.gradients import step_gradients
+from jobs.optimizer import learning_rate
+from jobs.spec import TrainSpec
+from jobs.state import PARTS, TrainState
+from jobs.watchdog import Watchdog
+
+log = logging.getLogger("jobs")
+
+
+@dataclass(kw_only=True)
+class Training:
+    """One attempt's loop."""
+
+    run: Run
+    spec: TrainSpec
+    group: Group
+    data: ImageStore
+    state: TrainState
+    watchdog: Watchdog
+    _saved_step: int = 0
+    _saved_at: float = field(default_factory=time.monotonic)
+    _flushed_at: float = field(default_factory=time.monotonic)
+
+    def restore(self) -> None:
+        """Rank 0 picks the newest valid checkpoint and tells the others which; every rank loads it."""
+        step = -1
+        if self.run.is_main:
+            found = self.run.restore_point()
+            step = -1 if found is None else found.step
+            self._note_start(found)
+        step = self.group.tell_number(step)
+        if step >= 0:
+            self.state.load(self.run.run_dir.checkpoints / f"step-{step:010d}")
+        self.group.copy_from_main([*self.state.model.state_dict().values(), *self.state.objective.state_dict().values()])
+        self._saved_step = self.state.step
+
+    def _note_start(self, found: Checkpoint | None) -> None:
+        assert self.run.journal is not None
+        mine = (self.group.world_size, self.spec.runtime.threads)
+        step = 0 if found is None else found.step
+        self.run.journal.event(
+            step, "start", cpu=environment.cpu_model(), device=str(self.group.device), world_size=mine[0], threads=mine[1]
+        )
+        if found is not None and (found.world_size, found.threads) != mine:
+            log.warning(
+                "the checkpoint was made with %s ranks and %s threads, this attempt has %s and %s: "
+                "equal up to reduction order, not bit for bit",
+                found.world_size, found.threads, *mine,
+            )  # fmt: skip
+
+    def steps(self) -> None:
+        """Run to the last step, saving and leaving as asked."""
+        dataset = StepDataset(
+            images_NHWC=self.data.split("train").images,
+            sampler=self.sampler(),
+            seed=self.spec.seed,
+            noise_shape=self.state.model.noise_shape,
+            rank=self.group.rank,
+            world_size=self.group.world_size,
+        )
+        batches = step_batches(
+            dataset,
+            start=self.state.step,
+            stop=self.spec.steps,
+            workers=self.spec.runtime.workers,
+            device=self.group.device,
+        )
+        forward = torch.compile(self.state.model) if self.spec.compile else self.state.model
+        while True:
+            self._at_boundary()
+            if self.state.step >= self.spec.steps:
+                return
+            self._one_step(next(batches), forward)
+
+    def sampler(self) -> StepSampler:
+        """Which images make each step's batch."""
+        return StepSampler(
+            count=self.data.split("train").images.shape[0],
+            batch_size=self.spec.batch_size,
+            seed=self.spec.seed,
+            drop_last=self.spec.drop_last,
+        )
+
+    def _one_step(self, batch: Batch, forward: object) -> None:
+        state, spec = self.state, self.spec
+        rate = learning_rate(spec.optimizer, state.step)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.optimizer.zero_grad(set_to_none=False)
+        sums = step_gradients(
+            forward,  # type: ignore[arg-type]  # torch.compile keeps the call signature
+            state.objective,
+            batch,
+            self.group,
+            step=state.step + 1,
+            accumulation=spec.runtime.accumulation,
+        )
+        names = ["loss", "mse", *PARTS[spec.objective.kind]]
+        zero = torch.zeros((), device=self.group.device)
+        local = torch.stack([sums.get(name, zero).float() for name in names])
+        totals = self.group.sum_gradients(state.parameters(), local)
+        norm = self._clip()
+        state.optimizer.step()
+        state.step += 1
+        self.watchdog.beat()
+        if state.step % spec.runtime.log_every == 0 or state.step == spec.steps:
+            self._log(dict(zip(names, totals.tolist(), strict=True)), rate, norm)
+        if state.step % spec.validation.every_steps == 0 and state.step < spec.steps:
+            self._validate()
+
+    def _clip(self) -> torch.Tensor | None:
+        limit, parameters = self.spec.optimizer.grad_clip, self.state.parameters()
+        if limit is None or not parameters:
+            return None
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+    def _log(self, values: dict[str, float], rate: float, norm: torch.Tensor | None) -> None:
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(f"the loss is {values['loss']} at step {self.state.step}")
+        if self.run.journal is None:
+            return
+        metrics = {f"train/{name}": value for name, value in values.items()} | {"train/learning_rate": rate}
+        if norm is not None:
+            metrics["train/grad_norm"] = float(norm)
+        self.run.journal.metrics(self.state.step, metrics)
+        now = time.monotonic()
+        if now - self._flushed_at >= 1.0:
+            self.run.journal.flush()
+            self._flushed_at = now
+
+    def _at_boundary(self) -> None:
+        """Between two steps: save when it is time, leave when we are told to."""
+        runtime, step = self.spec.runtime, self.state.step
+        overdue = time.monotonic() - self._saved_at >= runtime.checkpoint_every_s and step > self._saved_step
+        stop, save = self.group.agree(step, stop=bool(self.run.flag), save=overdue)
+        if save or stop or step - self._saved_step >= runtime.checkpoint_every_steps:
+            self.save()
+        if stop:
+            word = self.run.settle() if self.run.is_main else None
+            verdict = self.group.tell(word.value if word else "")
+            if verdict != Verdict.GO_ON.value:
+                raise Left(step, Verdict(verdict) if verdict else None)
+            self.run.flag.lower()
+
+    def save(self) -> None:
+        """One checkpoint of the current step, written by rank 0, unless it exists.
+
+        Raises FloatingPointError (on all ranks alike) instead of saving weights that are not finite: the last good
+        checkpoint stays the newest.
+        """
+        if self.state.step > self._saved_step and not all(bool(one.isfinite().all()) for one in self.state.parameters()):
+            raise FloatingPointError(f"the weights are not finite at step {self.state.step}")
+        if self.state.step > self._saved_step and self.run.is_main:
+            saved = self.run.checkpoint(self.state.step, self.state.save)
+            log.info("checkpoint at step %d: %d bytes in %.2f s", saved.step, saved.bytes, saved.seconds)
+        self._saved_step, self._saved_at = self.state.step, time.monotonic()
+
+    def _validate(self) -> None:
+        """A short look at held-out images, on rank 0: the others meet it again at their next collective."""
+        if self.run.journal is None:
+            return
+        look, model = self.spec.validation, self.state.model
+        split = self.data.split("test")
+        count = min(look.images, split.images.shape[0])
+        scored = scoring.score_images(
+            model,
+            split.images[:count],
+            split.labels[:count],
+            noise_seed=look.noise_seed,
+            batch_size=self.spec.batch_size,
+            device=self.group.device,
+            keep=look.panel_images,
+        )
+        means = scored.means()
+        self.run.journal.metrics(self.state.step, {"valid/fg_ari": means["fg_ari"], "valid/mse": means["mse"]})
+        if self.state.step // look.every_steps % look.panel_every == 0:
+            panels.save_panel(scored.kept, self.run.run_dir.artifacts / f"panel-{self.state.step:010d}.png")
+        self.watchdog.beat()

@@ -1,0 +1,75 @@
+"""Everything that a training checkpoint holds, and how it begins: a function of the spec alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from jobs.contract import fsync_directory
+from jobs.optimizer import build_adam
+from jobs.randomness import derived_seed
+from jobs.spec import TrainSpec
+from models.build import build_model, build_objective
+from models.objectives import Objective
+from models.slot_model import SlotModel
+
+PARTS = {"reconstruction": (), "covariance": ("covariance", "variance"), "cosine": ("cosine",)}
+"""Named parts of each objective's extra loss, in the order in which ranks exchange them."""
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """Everything that a checkpoint holds."""
+
+    model: SlotModel
+    objective: Objective
+    optimizer: torch.optim.Adam
+    step: int = 0
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Trainable parameters in a fixed order."""
+        return [one for module in (self.model, self.objective) for one in module.parameters() if one.requires_grad]
+
+    def save(self, folder: Path) -> None:
+        """Write the state; `torch.load(weights_only=True)` reads it back."""
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "objective": self.objective.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+            },
+            folder / "state.pt",
+        )
+
+    def load(self, folder: Path) -> None:
+        """Restore in place."""
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = int(state["step"])
+
+
+def build_state(spec: TrainSpec, device: torch.device) -> TrainState:
+    """The state before step 0: a function of the spec alone."""
+    weights = torch.Generator().manual_seed(derived_seed(spec.seed, "weights") % 2**63)
+    model = build_model(spec.model, generator=weights).to(device)
+    head = torch.Generator().manual_seed(derived_seed(spec.seed, "head") % 2**63)
+    slot_size = getattr(spec.model, "slot_size", 1)
+    objective = build_objective(spec.objective, slot_size=slot_size, num_slots=spec.model.num_slots, generator=head).to(device)
+    parameters = [*model.parameters(), *objective.parameters()] or [torch.nn.Parameter(torch.zeros(1, device=device))]
+    return TrainState(
+        model=model, objective=objective, optimizer=build_adam(spec.optimizer, parameters, cuda=device.type == "cuda")
+    )
+
+
+def save_weights(model: SlotModel, path: Path) -> None:
+    """The trained model for other runs, whole or absent."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    torch.save(model.state_dict(), temporary)
+    temporary.replace(path)
+    fsync_directory(path.parent)
