@@ -14,11 +14,11 @@ setup: .venv/.complete
 	touch $@
 
 demo: setup
-	$(BIN)/orch --root demo submit sweeps/demo.yaml --local
-	$(BIN)/orch --root demo table demo --pictures demo/masks.png
+	env -u MLFLOW_TRACKING_URI $(BIN)/orch --root demo submit sweeps/demo.yaml --local
+	env -u MLFLOW_TRACKING_URI $(BIN)/orch --root demo table demo --pictures demo/masks.png
 	@echo
 	@echo "curves, configurations and pictures of every run:"
-	@echo "  $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/demo/mlflow.db"
+	@echo "  $(BIN)/mlflow ui --backend-store-uri 'sqlite:///$(CURDIR)/demo/mlflow.db'"
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -78,6 +78,10 @@ def read_spec(run_dir: RunDir) -> FrozenRun:
     if frozen.code_tree:
         if not run_dir.code.is_dir():
             raise Refused(f"the code snapshot {run_dir.code} is missing")
+        if run_dir.code.resolve().name != frozen.code_tree:
+            raise Refused(
+                f"{run_dir.code} leads to tree {run_dir.code.resolve().name}, the run was frozen with {frozen.code_tree}"
+            )
         foreign = environment.foreign_packages(run_dir.code)
         if foreign:
             raise Refused(f"{', '.join(foreign)}; expected everything below {run_dir.code.resolve()}")
@@ -101,8 +105,11 @@ def first_look(run_dir: RunDir, frozen: FrozenRun, token: str) -> tuple[ExitCode
     """Before anything is claimed: is there nothing to do? (exit code, outcome to write), or (None, None) to go on."""
     known = read_outcome(run_dir)
     if known is not None and known.status is Status.DONE:
-        log.info("already done at step %d", known.step)
-        return ExitCode.DONE, None
+        problem = manifest_problem(run_dir)
+        if problem is None:
+            log.info("already done at step %d", known.step)
+            return ExitCode.DONE, None
+        log.warning("done, but %s: doing what is missing again", problem)
     if run_dir.cancel_mark.exists():
         return ExitCode.DONE, Outcome(status=Status.CANCELLED, attempt=0, reason="cancelled before it started")
     problems = [problem for need in frozen.needs.values() if (problem := manifest_problem(run_dir.needed(need)))]
@@ -162,6 +169,9 @@ def conclude_left(run: Run, left: Left) -> ExitCode:
             return ExitCode.DONE
         case Verdict.CANCELLED:
             return finish(run, Status.CANCELLED, left.step, reason="cancelled")
+        case Verdict.RANK_DIED if run.ranks.world_size == 1:
+            reason = "told to leave, though Slurm neither evicts nor cancels it; resumable"
+            return finish(run, Status.STOPPED, left.step, reason=reason)
         case Verdict.RANK_DIED:
             return finish(run, Status.FAILED, left.step, reason="another rank of the attempt ended", cause=Cause.RANK_DIED)
         case Verdict.UNKNOWN:
@@ -230,12 +240,15 @@ def fail(run: Run, error: BaseException) -> ExitCode:
     cause, reason = cause_of(error), f"{type(error).__name__}: {error}".strip()
     log.error("%s", "".join(traceback.format_exception(error)))
     if cause is Cause.RANK_DIED:
-        if run.flag.wait(5.0) and run.is_main:  # peers may be gone because all of us are being evicted
+        if run.flag.wait(5.0):  # peers may be gone because all of us are being evicted
+            if not run.is_main:
+                return ExitCode.DONE  # rank 0 alone judges; an exit code of ours would end it
             verdict = run.settle()
             if verdict in (Verdict.REQUEUE, Verdict.LEAVE, Verdict.CANCELLED):
-                return conclude_left(run, Left(0, verdict))
+                return conclude_left(run, Left(run.journal.last_step if run.journal is not None else 0, verdict))
         reason = f"another rank of the attempt ended: {reason}"
-    return finish(run, Status.FAILED, 0, reason=reason[:2000], cause=cause)
+    step = run.journal.last_step if run.journal is not None else 0
+    return finish(run, Status.FAILED, step, reason=reason[:2000], cause=cause)
 
 
 def execute(run: Run) -> ExitCode:
@@ -286,6 +299,13 @@ def main(arguments: list[str]) -> int:
     except TimeoutError as error:  # a further rank: rank 0 never came, or all of us are being evicted
         log.error("%s", error)
         return ExitCode.DONE if flag.terminating else ExitCode.FAILED
+    except Exception as error:  # the disk is full, or went away: say so if that is still possible
+        log.error("%s", "".join(traceback.format_exception(error)))
+        number = max((known.number for known in read_attempts(run_dir)), default=0)
+        with contextlib.suppress(OSError):
+            reason = f"the attempt could not begin: {type(error).__name__}: {error}"[:2000]
+            write_outcome(run_dir, Outcome(status=Status.FAILED, cause=cause_of(error), attempt=number + 1, reason=reason))
+        return ExitCode.FAILED
     if isinstance(opened, ExitCode):
         return opened
     code = execute(opened)

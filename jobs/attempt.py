@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jobs import eviction
 from jobs.checkpoint import Checkpoint, CheckpointStore, Saved
-from jobs.contract import Attempt, RunDir, owns
+from jobs.contract import Attempt, RunDir, owns, read_outcome
 from jobs.eviction import Slurm, Verdict
 from jobs.journal import CHECKPOINT, JournalWriter
 from jobs.preemption import Flag
@@ -86,6 +86,8 @@ class Run:
 
     def restore_point(self) -> Checkpoint | None:
         """The newest valid checkpoint (rank 0); says which ones it passed over and opens the journal at its step."""
+        if not self.owns():
+            raise Superseded
         self.store.clear_leftovers()
         found, skipped = self.store.newest()
         step = 0 if found is None else found.step
@@ -118,6 +120,9 @@ class Run:
         """After the checkpoint of a raised flag (rank 0): ask Slurm and act; None outside Slurm."""
         if self.slurm is None:
             return None
+        known = read_outcome(self.run_dir)
+        if known is not None and known.attempt == self.attempt.number:
+            return Verdict.RANK_DIED  # another rank has said why it failed; a requeue would hide it
         verdict = eviction.settle(
             self.slurm,
             cancel_mark=self.run_dir.cancel_mark.exists,

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from jobs import panels
-from jobs.attempt import Finished, Refused, Run
+from jobs.attempt import Finished, Refused, Run, Superseded
+from jobs.contract import write_atomically
 from jobs.data.store import ImageStore
+from jobs.distributed import configure_precision
 from jobs.randomness import derived_seed
 from jobs.scoring import score_images
 from jobs.spec import EvaluateSpec, FrozenRun, TrainSpec
@@ -47,6 +49,7 @@ def evaluate(run: Run) -> Finished:
     spec = run.frozen.config
     assert isinstance(spec, EvaluateSpec)
     torch.set_num_threads(spec.runtime.threads)
+    configure_precision("fp32")  # whatever the run was trained in
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     restored = run.restore_point()
     assert run.journal is not None
@@ -61,8 +64,6 @@ def evaluate(run: Run) -> Finished:
 
     for position, noise_seed in enumerate(spec.noise_seeds):
         if run.flag:
-            if position and len(per_seed) == position:
-                run.checkpoint(position, write)
             run.leave(position)
         if str(noise_seed) in per_seed:
             continue
@@ -77,10 +78,14 @@ def evaluate(run: Run) -> Finished:
         )
         per_seed[str(noise_seed)] = scored.means()
         panels.save_panel(scored.kept, run.run_dir.artifacts / "masks.png")
+        run.checkpoint(position + 1, write)  # a kill without notice costs one noise seed at most
     values = summarise(per_seed) | {"eval/images": float(split.images.shape[0])}
     step = len(spec.noise_seeds)
     run.journal.metrics(step, values)
     run.run_dir.output.mkdir(exist_ok=True)
     result = run.run_dir.output / "scores.json"
-    result.write_text(json.dumps({"per_noise_seed": per_seed, "values": values, "trained_steps": trained.steps}, indent=1) + "\n")
+    if not run.owns():
+        raise Superseded
+    content = {"per_noise_seed": per_seed, "values": values, "trained_steps": trained.steps}
+    write_atomically(result, json.dumps(content, indent=1) + "\n")
     return Finished(step=step, values=values, files=(result,))

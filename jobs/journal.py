@@ -42,6 +42,7 @@ class JournalWriter:
 
     def __init__(self, directory: Path, *, attempt: int, restored_step: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.last_step = restored_step
         self._file = open(directory / f"{attempt:04d}.jsonl", "xb", buffering=1 << 20)  # noqa: SIM115
         self._write({"attempt": attempt, "restored": restored_step, "time": time.time()})
         self.sync()
@@ -51,6 +52,7 @@ class JournalWriter:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars of one finished step."""
+        self.last_step = step
         self._write({"s": step, "t": time.time_ns() // 1_000_000, "m": values})
 
     def event(self, step: int, name: str, /, **detail: Any) -> None:

@@ -221,7 +221,7 @@ class FrozenRun(Spec):
     code_commit: str = ""
     code_dirty: bool = False
     environment: str = ""
-    """Hash of requirements.lock at submit."""
+    """Fingerprint of the installed packages at submit (jobs.environment)."""
 
 
 _job_spec: TypeAdapter[CountSpec | PrepareSpec | TrainSpec | EvaluateSpec] = TypeAdapter(JobSpec)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +71,10 @@ def build_state(spec: TrainSpec, device: torch.device) -> TrainState:
 def save_weights(model: SlotModel, path: Path) -> None:
     """The trained model for other runs, whole or absent."""
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    torch.save(model.state_dict(), temporary)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with open(temporary, "xb") as handle:
+        torch.save(model.state_dict(), handle)
+        handle.flush()
+        os.fsync(handle.fileno())
     temporary.replace(path)
     fsync_directory(path.parent)

@@ -63,9 +63,9 @@ def train(run: Run) -> Finished:
                 raise Superseded
             save_weights(training.state.model, weights)
         group.tell("done")  # nobody leaves while another rank still needs it
+        group.close()  # not after an exception: peers may sit in a collective, and the reason must be written first
     finally:
         training.watchdog.stop()
-        group.close()
     values = {"train/peak_memory_mib": peak_memory_mib(group.device)}
     return Finished(step=training.state.step, values=values, files=(weights,))
 

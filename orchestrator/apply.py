@@ -30,7 +30,11 @@ def record(store: Store, actions: Sequence[Action], *, now: float) -> None:
     """Write decisions into the store; asks nobody and tells nobody."""
     moves = [action for action in actions if isinstance(action, Move)]
     store.apply(
-        [Change(run=move.run, state=move.state, reason=move.reason, missing_since=move.missing_since) for move in moves], now=now
+        [
+            Change(run=move.run, state=move.state, reason=move.reason, missing_since=move.missing_since, job=move.job)
+            for move in moves
+        ],
+        now=now,
     )
     for action in actions:
         match action:
@@ -99,7 +103,7 @@ def hold(store: Store, held: Mapping[str, str]) -> None:
 
 def cancel(root: Root, store: Store, slurm: Slurm | None, runs: Iterable[RunRecord]) -> list[str]:
     """Cancel runs: first the mark (no job with it ever requeues itself), then scancel, then the record. The ids cancelled."""
-    chosen = [run for run in runs if run.state in ACTIVE or run.state is RunState.PLANNED]
+    chosen = [run for run in runs if run.state in ACTIVE or run.state in (RunState.PLANNED, RunState.LOST)]
     for run in chosen:
         write_atomically(root.run_dir(run.id).cancel_mark, f"{time.time()}\n")
     tasks = [run.job for run in chosen if run.job and not run.job.startswith(LOCAL_JOB)]

@@ -7,10 +7,11 @@ Absent never means done.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jobs.contract import Outcome, Status
 from orchestrator.lifecycle import LEGAL, RunState
+from orchestrator.local_process import LOCAL_JOB
 from orchestrator.policy import Policy
 from orchestrator.records import RunRecord, SubmissionRecord
 from orchestrator.slurm.states import ENDED, EXECUTING, SlurmState
@@ -25,6 +26,8 @@ class Move:
     state: RunState
     reason: str = ""
     missing_since: float | None = None
+    job: str | None = None
+    """The job that works on it, when it is not the one that the store knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +73,12 @@ def outcome_reason(outcome: Outcome) -> str:
 
 
 def _from_outcome(record: RunRecord, seen: DiskSeen | None) -> Move | None:
-    """The outcome decides, if it is that of the newest attempt and of this submission."""
-    if seen is None or seen.outcome is None or seen.outcome.attempt < seen.newest_attempt:
+    """The outcome decides: done is done; any other counts only from the newest attempt, and from this submission."""
+    if seen is None or seen.outcome is None:
         return None
     if seen.outcome.status is Status.DONE:
         return Move(run=record.id, state=RunState.DONE)
-    if seen.outcome.attempt <= record.after_attempt:
+    if seen.outcome.attempt < seen.newest_attempt or seen.outcome.attempt <= record.after_attempt:
         return None
     return Move(run=record.id, state=state_of(seen.outcome), reason=outcome_reason(seen.outcome))
 
@@ -133,18 +136,28 @@ def _absent(record: RunRecord, snapshot: Snapshot, records: Mapping[str, RunReco
     return Move(run=record.id, state=RunState.LOST, reason="Slurm no longer knows it, and there is no outcome")
 
 
+def _live(queue: Mapping[str, TaskSeen] | None, job: str) -> TaskSeen | None:
+    """The job in the queue, unless it has ended there. A job that lives may still write another outcome."""
+    task = None if queue is None else queue.get(job)
+    return None if task is None or task.state in ENDED else task
+
+
 def _observe_run(
     record: RunRecord, snapshot: Snapshot, records: Mapping[str, RunRecord], policy: Policy, now: float
 ) -> Move | None:
     seen = snapshot.disk.get(record.id)
+    queue = snapshot.local if record.job.startswith(LOCAL_JOB) else snapshot.queue
+    task = _live(queue, record.job)
     decided = _from_outcome(record, seen)
-    if decided is not None:
+    if decided is not None and (decided.state is RunState.DONE or (queue is not None and task is None)):
         return decided
-    if snapshot.queue is None or not record.job:
+    if queue is None or not record.job:
         return None
-    task = snapshot.queue.get(record.job)
-    if task is not None and task.state not in ENDED:
+    if task is not None:
         return _from_queue(record, task, seen)
+    other = _live(queue, seen.attempt_job) if seen is not None else None
+    if seen is not None and other is not None:  # a submission that we had given up, or never knew, works on it
+        return replace(_from_queue(record, other, seen), job=seen.attempt_job)
     if record.state is RunState.LOST:
         return None  # still lost, and its reason stands
     return _absent(record, snapshot, records, policy, now)

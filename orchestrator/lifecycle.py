@@ -48,14 +48,15 @@ LEGAL: dict[RunState, frozenset[RunState]] = {
     RunState.SUBMITTING: frozenset({RunState.PLANNED, RunState.QUEUED, RunState.RUNNING, *TERMINAL}),
     RunState.QUEUED: frozenset({RunState.PLANNED, RunState.RUNNING, *TERMINAL}),
     RunState.RUNNING: frozenset({RunState.PLANNED, RunState.QUEUED, *TERMINAL}),
-    RunState.DONE: frozenset(),
+    RunState.DONE: frozenset({RunState.PLANNED}),
     RunState.FAILED: frozenset({RunState.PLANNED}),
     RunState.TIMED_OUT: frozenset({RunState.PLANNED}),
     RunState.LOST: frozenset({RunState.PLANNED, RunState.QUEUED, RunState.RUNNING, *TERMINAL}),
     RunState.CANCELLED: frozenset({RunState.PLANNED}),
     RunState.STOPPED: frozenset({RunState.PLANNED}),
 }
-"""state -> states that may follow. LOST may be found again: an outcome or a job that turns up late wins."""
+"""state -> states that may follow. LOST may be found again: an outcome or a job that turns up late wins.
+DONE is planned again only when `orch resume` finds its output damaged."""
 
 
 def check_transition(old: RunState, new: RunState) -> None:

@@ -174,6 +174,8 @@ class LocalRunner:
             else:
                 how = f"signal {-code}" if code < 0 else f"exit code {code}"
                 ended.append(Change(run=run, state=RunState.LOST, reason=f"its process ended with {how} and no outcome"))
+        now = self.store.runs([change.run for change in ended])
+        ended = [change for change in ended if now[change.run].state is RunState.RUNNING]  # `orch status` may have been faster
         self.store.apply(ended, now=time.time())
         return bool(ended)
 

@@ -104,7 +104,4 @@ def observe(
         if waits and not os.path.exists(f"{root.runs}/{record.id}/outcome.json"):
             continue  # whatever else is on disk was seen before, or will be when it runs
         disk[record.id] = look_at(root.run_dir(record.id))
-    queue = (
-        None if listed is None and not any(record.job.startswith(LOCAL_JOB) for record in active) else {**(listed or {}), **local}
-    )
-    return Snapshot(at=now, queue=queue, arrays=arrays, history=history, disk=disk)
+    return Snapshot(at=now, queue=listed, local=local, arrays=arrays, history=history, disk=disk)

@@ -36,7 +36,9 @@ class Snapshot:
     at: float
     """Seconds since the epoch."""
     queue: Mapping[str, TaskSeen] | None
-    """job (`<array>_<task>`) -> what squeue says; None when Slurm was not asked or did not answer."""
+    """job (`<array>_<task>`) -> what squeue says; None when Slurm was not asked: it says nothing about any job then."""
+    local: Mapping[str, TaskSeen] = field(default_factory=dict)
+    """job (`local:...`) -> a process of this machine that lives, or one that we cannot see from here."""
     arrays: Mapping[str, str] = field(default_factory=dict)
     """Submission token -> array job id, for every orch job that squeue (or sacct) knows by name."""
     history: Mapping[str, TaskSeen] | None = None

@@ -14,7 +14,7 @@ from jobs.environment import fingerprint
 from jobs.spec import CountSpec, FrozenRun, MultiDSpritesSpec, TrainSpec
 from orchestrator import workspace
 from orchestrator.errors import Problem, UserError
-from orchestrator.lifecycle import RunState
+from orchestrator.lifecycle import RESUMABLE, RunState
 from orchestrator.records import CellRecord, KnownSweep, RunRecord
 from orchestrator.site import Site, check_resources
 from orchestrator.store.runs import Store
@@ -72,6 +72,21 @@ def check_site(made: Plan, site: Site) -> None:
         raise UserError(*problems)
 
 
+def check_name(made: Plan, store: Store) -> None:
+    """Raise UserError when another file of the same name was submitted here: one would hide the other's runs."""
+    before = store.sweep_row(made.sweep.name)
+    path = Path(made.sweep.path).absolute()
+    if before is not None and before["path"] != str(path) and Path(before["path"]).exists():
+        raise UserError(
+            Problem(
+                what=f"another sweep is called {made.sweep.name}",
+                where=str(path),
+                value=before["path"],
+                hint="a sweep's name is its file's: rename one of them, or use another --root",
+            )
+        )
+
+
 def steps_of(run: PlannedRun) -> int:
     """How many steps the whole run has; 0 when it does not count steps."""
     return run.spec.steps if isinstance(run.spec, TrainSpec | CountSpec) else 0
@@ -88,7 +103,10 @@ class Frozen:
 
 
 def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool) -> Frozen:
-    """Write the plan: code snapshot, run directories with their specs, store. Can run again; known runs stay as they are.
+    """Write the plan: code snapshot, run directories with their specs, store. Can run again.
+
+    Known runs keep their code and their configuration, but for what is not part of their identity: an unfinished run takes
+    new resources, places and intervals.
 
     `partial`: the plan holds a selection of the sweep's cells; the others keep what they had.
     """
@@ -105,9 +123,9 @@ def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool)
             code_dirty=snapshot.dirty,
             environment=environment,
         )
-        tree = snapshot.tree
-        if run.known is None:
-            tree = workspace.freeze(root, run.id, frozen.model_dump(mode="json"), tree=snapshot.tree)
+        tree = workspace.freeze(root, run.id, frozen.model_dump(mode="json"), tree=snapshot.tree)
+        if run.known is not None and run.known.state in RESUMABLE | {RunState.PLANNED}:
+            workspace.refreeze_config(root, run.id, run.spec.model_dump(mode="json"))
         rows.append(
             RunRecord(
                 id=run.id,

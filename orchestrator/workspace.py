@@ -86,13 +86,13 @@ class Root:
             raise unwritable(self.path, error) from error
 
     @contextmanager
-    def lock(self, *, wait: bool = True) -> Iterator[bool]:
-        """Hold the root lock; yields False without waiting when somebody else has it and `wait` is off.
+    def lock(self, *, wait: bool = True, name: str = "lock") -> Iterator[bool]:
+        """Hold the root lock, or another by name; yields False without waiting when somebody else has it and `wait` is off.
 
         Under a root of somebody else's that we may only read: False as well, or a UserError when `wait` is on.
         """
         try:
-            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            handle = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             if wait:
                 raise unwritable(self.path, error) from error
@@ -201,6 +201,14 @@ def flush(root: Root) -> None:
         ctypes.CDLL(None, use_errno=True).syncfs(handle)
     finally:
         os.close(handle)
+
+
+def refreeze_config(root: Root, run_id: str, config: Mapping[str, Any]) -> None:
+    """Give an unfinished run the settings that are not part of its identity: same id, so nothing else can differ."""
+    run_dir = root.run_dir(run_id)
+    spec = json.loads(run_dir.spec.read_text(encoding="utf-8"))
+    if spec.get("config") != config:
+        write_atomically(run_dir.spec, json.dumps(spec | {"config": dict(config)}, indent=1, sort_keys=True) + "\n")
 
 
 def refreeze_code(root: Root, run_id: str, snapshot: Snapshot) -> None:

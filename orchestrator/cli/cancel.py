@@ -9,6 +9,7 @@ import click
 from orchestrator import apply, cluster, tick
 from orchestrator.cli.common import find_runs, open_desk, sweep_name
 from orchestrator.lifecycle import ACTIVE, RunState
+from orchestrator.local_process import LOCAL_JOB
 
 
 @click.command("cancel")
@@ -20,6 +21,8 @@ def command(root: Path, what: tuple[str, ...]) -> None:
         slurm = cluster.find_slurm()
         tick.look(desk.root, desk.store, slurm)
         chosen = find_runs(desk.store, what)
+        if any(one.state in ACTIVE and one.job and not one.job.startswith(LOCAL_JOB) for one in chosen.values()):
+            slurm = cluster.require_slurm()  # a mark alone would leave the jobs running
         named = {name for one in what if (name := sweep_name(desk.store, one)) is not None}
         kept = []
         if named:
@@ -31,4 +34,4 @@ def command(root: Path, what: tuple[str, ...]) -> None:
         ended = apply.cancel(desk.root, desk.store, slurm, [one for run, one in chosen.items() if run not in kept])
         click.echo(f"cancelled {len(ended)} run{'s' if len(ended) != 1 else ''}")
         if kept:
-            click.echo(f"left {len(kept)} that another sweep needs (name a run to cancel it all the same)")
+            click.echo(f"left {len(kept)} that another sweep needs (`orch cancel RUN` alone cancels one all the same)")

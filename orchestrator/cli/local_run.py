@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.common import Desk, open_desk
-from orchestrator.errors import Problem, RunsFailed
+from orchestrator.errors import Problem, RunsFailed, UserError
 from orchestrator.lifecycle import RunState
 from orchestrator.local import LocalRunner, Progress, default_parallel
 from orchestrator.records import RunRecord
+from orchestrator.store.runs import Store
 
 
 def time_left(progress: Progress) -> str:
@@ -60,17 +61,34 @@ class Display:
 
 def run_here(root: Path, ids: Sequence[str], *, sweep: str | None, parallel: int | None) -> None:
     """Execute planned runs; raises RunsFailed when some did not finish."""
-    with open_desk(root) as desk:
-        before = desk.store.runs(ids)
+    with open_desk(root) as desk, desk.root.lock(name="local.lock", wait=False) as mine:
+        if not mine:
+            raise UserError(Problem(what="another local run is at work on this root", where=str(desk.root.path)))
+        before = with_needs(desk.store, ids)
         todo = [run for run, record in before.items() if record.state is RunState.PLANNED]
         if not todo:
             _nothing(before, sweep)
             return
         runner = LocalRunner(root=desk.root, store=desk.store, parallel=parallel or default_parallel(), report=Display().show)
-        after = runner.run(todo)
+        runner.run(todo)
         names = desk.store.sweeps() if sweep is None else [sweep]
         _ship(desk, names)
-        _sum_up(after, sweep)
+        _sum_up(desk.store.runs(before), sweep)
+
+
+def with_needs(store: Store, ids: Sequence[str]) -> dict[str, RunRecord]:
+    """The named runs and everything that they need, needed runs first."""
+    records, found = store.runs(), dict[str, RunRecord]()
+
+    def take(run: str) -> None:
+        if run in records and run not in found:
+            for need in records[run].needs.values():
+                take(need)
+            found[run] = records[run]
+
+    for run in ids:
+        take(run)
+    return found
 
 
 def _nothing(records: dict[str, RunRecord], sweep: str | None) -> None:
@@ -78,7 +96,7 @@ def _nothing(records: dict[str, RunRecord], sweep: str | None) -> None:
     if done == len(records):
         click.echo(f"nothing to do: all {done} runs are done" + (f"; `orch table {sweep}` prints the table" if sweep else ""))
     else:
-        click.echo(f"nothing new to run: {done} of {len(records)} runs are done; `orch resume` continues the others")
+        _sum_up(records, sweep)
 
 
 def _ship(desk: Desk, names: Sequence[str]) -> None:
@@ -93,7 +111,9 @@ def _ship(desk: Desk, names: Sequence[str]) -> None:
 def _sum_up(records: dict[str, RunRecord], sweep: str | None) -> None:
     unfinished = {run: record for run, record in records.items() if record.state is not RunState.DONE}
     click.echo(f"{len(records) - len(unfinished)} of {len(records)} runs done")
-    failed = {run: record for run, record in unfinished.items() if record.state in (RunState.FAILED, RunState.LOST)}
+    failed = {
+        run: record for run, record in unfinished.items() if record.state in (RunState.FAILED, RunState.LOST, RunState.TIMED_OUT)
+    }
     for run, record in failed.items():
         click.echo(f"  {run} {record.state.value}: {record.reason}", err=True)
     if failed:

@@ -58,6 +58,7 @@ def command(
             limits = cluster.limits_of(site)
             tick.look(desk.root, desk.store, slurm)
         made = submission.beside_store(draft, desk.store)
+        submission.check_name(made, desk.store)
         frozen = submission.freeze(made, desk.root, desk.store, comment=comment, partial=bool(only))
         if site is not None:
             try:

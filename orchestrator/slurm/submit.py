@@ -1,7 +1,7 @@
 """From a batch of runs to one sbatch array: submitit renders and submits; its pickles and its wrapper are not used.
 
 The script's name carries the submission token, its index table says which array index is which run, and every task is
-`python -m jobs RUN_DIR` under `srun`, one task per GPU. Golden scripts in tests/slurm/golden show the whole text.
+`python -m jobs RUN_DIR` under `srun`, one task per GPU. Golden scripts in tests/orchestrator/golden show the whole text.
 """
 
 from __future__ import annotations

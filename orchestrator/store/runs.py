@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from orchestrator.lifecycle import RunState, check_transition
+from orchestrator.lifecycle import ACTIVE, RunState, check_transition
 from orchestrator.records import CellRecord, KnownSweep, RunRecord, SubmissionRecord
 from orchestrator.store import events
 from orchestrator.store.events import Event
@@ -168,7 +168,9 @@ class Store:
         runs: Iterable[RunRecord],
         partial: bool,
     ) -> list[str]:
-        """Put a planned sweep into the store; returns the ids that are new. Known runs keep their state.
+        """Put a planned sweep into the store; returns the ids that are new.
+
+        Known runs keep their state; what they ask of Slurm is renewed unless they are in its hands.
 
         `partial`: cells that are not given keep what they had; otherwise they are forgotten.
         """
@@ -181,8 +183,17 @@ class Store:
                 for table in ("cells", "members"):
                     self.connection.execute(f"DELETE FROM {table} WHERE sweep = ?", (name,))
             self._put_sweep(KnownSweep(row=row, cells=tuple(cells)))
-            known = {row["id"] for row in self.connection.execute("SELECT id FROM runs")}
-            fresh = [run for run in runs if run.id not in known]
+            known = {row["id"]: RunState(row["state"]) for row in self.connection.execute("SELECT id, state FROM runs")}
+            given = list(runs)
+            fresh = [run for run in given if run.id not in known]
+            self.connection.executemany(
+                "UPDATE runs SET resources = ? WHERE id = ?",
+                (
+                    (json.dumps(dict(run.resources), sort_keys=True), run.id)
+                    for run in given
+                    if run.id in known and known[run.id] not in ACTIVE
+                ),
+            )
             self.connection.executemany(
                 "INSERT INTO runs (id, kind, state, reason, needs, resources, code_tree, steps, updated_at)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

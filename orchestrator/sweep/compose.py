@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from jobs.spec import JOB_KINDS
 from orchestrator.errors import Problem, UserError
 from orchestrator.sweep.document import did_you_mean, listed
 from orchestrator.sweep.overrides import shape_problem, split
@@ -43,7 +44,7 @@ class Composer:
 
     def __init__(self, conf_dir: Path) -> None:
         self._dir = conf_dir.resolve()
-        self.jobs = tuple(sorted(path.stem for path in self._dir.glob("*.yaml")))
+        self.jobs = tuple(sorted(path.stem for path in self._dir.glob("*.yaml") if path.stem in JOB_KINDS))
         """Primary configs: one per job kind."""
         folders = {path.parent.relative_to(self._dir).as_posix() for path in self._dir.rglob("*.yaml")}
         self._groups = frozenset(folder for folder in folders if folder != "." and folder.split("/")[0] != "hydra")

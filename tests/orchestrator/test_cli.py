@@ -27,6 +27,24 @@ def finish(orch: Command, *runs: str, status: Status = Status.DONE, reason: str 
         write_outcome(Root(orch.root).run_dir(run), Outcome(status=status, attempt=1, reason=reason))
 
 
+# --- done, and damaged since -------------------------------------------------------------------------------------------
+
+
+def test_that_a_done_run_whose_output_is_damaged_can_be_resumed_by_name(
+    orch: Command, stub_slurm: StubSlurm, count_sweep: Sweep
+) -> None:
+    orch("submit", count_sweep(seeds=[0]))
+    (run,) = orch.runs()
+    run_dir = Root(orch.root).run_dir(run)
+    run_dir.output.mkdir()
+    (run_dir.output / "value.json").write_text("{}")
+    write_outcome(run_dir, Outcome(status=Status.DONE, attempt=1, files={"output/value.json": 2}))
+    assert orch.runs()[run]["state"] == "done"
+    assert "nothing to resume" in orch("resume", run).out
+    (run_dir.output / "value.json").write_text("")
+    assert "queued array" in orch("resume", run).out
+
+
 # --- help and typing mistakes ----------------------------------------------------------------------------------------
 
 
@@ -306,6 +324,7 @@ def test_that_show_explains_a_failure(orch: Command, stub_slurm: StubSlurm, coun
     orch("submit", count_sweep(seeds=[0]))
     (run,) = orch.runs()
     finish(orch, run, status=Status.FAILED, reason="ValueError: no such colour")
+    stub_slurm.forget()
     logs = Root(orch.root).run_dir(run).logs
     (logs / "101_0.0.log").write_text("first\nTraceback: the last line\n")
     said = orch("show", run.partition("-")[2][:6]).out

@@ -71,24 +71,48 @@ RUNNING = {JOB: TaskSeen(state=SlurmState.RUNNING)}
         (Status.BLOCKED, RunState.PLANNED),
     ],
 )
-@pytest.mark.parametrize("queue", [None, {}, RUNNING], ids=["unasked", "absent", "running"])
-def test_that_the_outcome_of_the_newest_attempt_decides(
-    status: Status, state: RunState, queue: Mapping[str, TaskSeen] | None
-) -> None:
+def test_that_the_outcome_of_the_newest_attempt_decides_once_its_job_has_left_the_queue(status: Status, state: RunState) -> None:
     disk = DiskSeen(outcome=outcome(status), newest_attempt=1)
-    assert only_move(decided(a_run(RunState.RUNNING), seen(queue=queue, disk=disk))).state is state
+    assert only_move(decided(a_run(RunState.RUNNING), seen(queue={}, disk=disk))).state is state
+    ended = {JOB: TaskSeen(state=SlurmState.COMPLETED)}
+    assert only_move(decided(a_run(RunState.RUNNING), seen(queue=ended, disk=disk))).state is state
+
+
+@pytest.mark.parametrize("queue", [None, RUNNING], ids=["unasked", "running"])
+def test_that_only_done_counts_while_the_job_may_still_live(queue: Mapping[str, TaskSeen] | None) -> None:
+    """A job that stopped because Slurm did not answer may be requeued by Slurm after all."""
+    for status in (Status.FAILED, Status.STOPPED, Status.CANCELLED, Status.BLOCKED):
+        disk = DiskSeen(outcome=outcome(status), newest_attempt=1)
+        assert decided(a_run(RunState.RUNNING), seen(queue=queue, disk=disk)) == []
+    done = DiskSeen(outcome=outcome(Status.DONE), newest_attempt=1)
+    assert only_move(decided(a_run(RunState.RUNNING), seen(queue=queue, disk=done))).state is RunState.DONE
+
+
+def test_that_local_processes_say_nothing_about_jobs_of_slurm() -> None:
+    snapshot = Snapshot(at=0.0, queue=None, local={"local:here:1:2": TaskSeen(state=SlurmState.RUNNING)})
+    assert decided(a_run(RunState.RUNNING), snapshot) == []
+
+
+def test_that_a_job_nobody_knew_of_is_followed_when_it_works_on_the_run() -> None:
+    disk = DiskSeen(newest_attempt=2, attempt_job="77_0")
+    queue = {"77_0": TaskSeen(state=SlurmState.RUNNING)}
+    move = only_move(decided(a_run(RunState.QUEUED), seen(queue=queue, disk=disk)))
+    assert (move.state, move.job) == (RunState.RUNNING, "77_0")
 
 
 def test_that_a_failure_is_told_with_its_cause_and_first_line() -> None:
     disk = DiskSeen(outcome=outcome(Status.FAILED, cause=Cause.OUT_OF_MEMORY, reason="12 GiB asked\nmore"), newest_attempt=1)
-    assert only_move(decided(a_run(RunState.RUNNING), seen(disk=disk))).reason == "out of memory: 12 GiB asked"
+    assert only_move(decided(a_run(RunState.RUNNING), seen(queue={}, disk=disk))).reason == "out of memory: 12 GiB asked"
 
 
 def test_that_the_outcome_of_an_old_attempt_never_counts() -> None:
     newer_attempt_runs = DiskSeen(outcome=outcome(Status.FAILED, attempt=1), newest_attempt=2)
     assert only_move(decided(a_run(), seen(queue=RUNNING, disk=newer_attempt_runs))).state is RunState.RUNNING
+
+
+def test_that_done_is_done_whoever_wrote_it() -> None:
     done_by_a_loser = DiskSeen(outcome=outcome(Status.DONE, attempt=1), newest_attempt=2)
-    assert only_move(decided(a_run(), seen(queue=RUNNING, disk=done_by_a_loser))).state is RunState.RUNNING
+    assert only_move(decided(a_run(), seen(queue=RUNNING, disk=done_by_a_loser))).state is RunState.DONE
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.STOPPED, Status.CANCELLED, Status.BLOCKED])

@@ -96,8 +96,8 @@ def test_that_an_illegal_step_is_refused_and_nothing_of_its_batch_is_written(sto
     assert state(store, "a") is RunState.PLANNED
 
 
-def test_that_done_is_final_and_every_other_end_can_be_planned_again() -> None:
-    assert LEGAL[RunState.DONE] == frozenset()
+def test_that_every_end_can_be_planned_again_and_done_leads_nowhere_else() -> None:
+    assert LEGAL[RunState.DONE] == {RunState.PLANNED}
     for ended in (RunState.FAILED, RunState.TIMED_OUT, RunState.LOST, RunState.CANCELLED, RunState.STOPPED):
         assert RunState.PLANNED in LEGAL[ended]
 

@@ -27,7 +27,7 @@ axes:
   method:
     slot_attn: {{label: Slot-Attn, set: [objective=reconstruction]}}
     covloss: {{label: CovLoss, set: [objective=covariance, objective.projection.size=64]}}
-    cosine: {{label: CosineLoss, set: [objective=cosine, objective.projection.size=32]}}
+    cosine: {{label: CosineLoss, set: [objective=cosine, objective.projection.size=64]}}
   seed: {{key: seed, values: {seeds}}}
 resources:
   prepare: {{partition: low, timeout_min: 10}}
