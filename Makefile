@@ -27,7 +27,7 @@ check: setup
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python tests/with_slurm.py $(BIN)/python -m pytest
+	$(BIN)/python tests/with_slurm.py $(BIN)/python -m pytest --durations=15
 
 bench: setup
 	$(BIN)/python tests/bench/bench_models.py

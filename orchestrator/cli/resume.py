@@ -31,8 +31,8 @@ def command(root: Path, what: tuple[str, ...], local: bool, parallel: int | None
             for name in {name for one in what if (name := sweep_name(desk.store, one)) is not None}:
                 desk.store.note(name, "resumed")
             again = [record for record in chosen.values() if record.state in RESUMABLE]
-            done = [record for record in chosen.values() if what and record.state is RunState.DONE]
-            again += [record for record in done if manifest_problem(desk.root.run_dir(record.id)) is not None]
+            whole = [record for record in chosen.values() if what and record.state is RunState.DONE]
+            again += [record for record in whole if manifest_problem(desk.root.run_dir(record.id)) is not None]
             for record in again:
                 desk.root.run_dir(record.id).cancel_mark.unlink(missing_ok=True)
             desk.store.apply([Change(run=one.id, state=RunState.PLANNED, reason="resumed") for one in again], now=time.time())

@@ -163,7 +163,7 @@ def test_that_a_superseded_attempt_ends_quietly_and_commits_nothing(tmp_path: Pa
 
 def frozen_code(run_dir: RunDir) -> Path:
     """A snapshot of the code, linked from the run directory as submit does."""
-    snapshot = run_dir.path.parent / "snapshot"
+    snapshot = run_dir.path.parent / "abc"
     for package in ("jobs", "models"):
         shutil.copytree(REPOSITORY / package, snapshot / package, ignore=shutil.ignore_patterns("__pycache__"))
     run_dir.code.symlink_to(snapshot)
@@ -183,6 +183,16 @@ def test_that_foreign_code_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(snapshot / "models")  # a package that is missing falls through to wherever it is installed
     assert code_of(run_dir, PYTHONPATH=str(snapshot)) == ExitCode.REFUSED
     assert outcome_of(run_dir).status is Status.DONE  # what is done stays done
+
+
+def test_that_a_run_refuses_code_of_another_tree(tmp_path: Path) -> None:
+    """An `orch` that died while it pointed the run at newer code left the link and the spec apart."""
+    run_dir = count_run(tmp_path)
+    snapshot = frozen_code(run_dir)
+    spec = json.loads(run_dir.spec.read_text()) | {"code_tree": "other"}
+    run_dir.spec.write_text(json.dumps(spec))
+    assert code_of(run_dir, PYTHONPATH=str(snapshot)) == ExitCode.REFUSED
+    assert "frozen with other" in outcome_of(run_dir).reason
 
 
 @pytest.mark.parametrize("spec", [None, "", "{}", '{"id": "x", "config": {"kind": "unheard"}}'])

