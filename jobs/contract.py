@@ -10,7 +10,8 @@ A job writes below its own run directory and nowhere else; the control plane onl
     RUN_DIR/checkpoints/         directories that a manifest makes valid (jobs.checkpoint)
     RUN_DIR/output/              what other runs read; whole once the outcome is `done`
     RUN_DIR/artifacts/           pictures and files for the tracker
-    RUN_DIR/logs/                stdout and stderr, one file per attempt and rank
+    RUN_DIR/work/                scratch of `prepare`, survives restarts
+    RUN_DIR/logs/                stdout and stderr, one file per job and rank; a requeued attempt appends
     RUN_DIR/outcome.json         how the run ended; absent never means done
 """
 

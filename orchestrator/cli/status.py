@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import click
 
 from orchestrator import cluster, tick
 from orchestrator.cli.common import Desk, find_runs, json_option, open_desk
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, Problem, RunsFailed
 from orchestrator.lifecycle import ACTIVE, RESUMABLE, RunState
 from orchestrator.records import RunRecord
 
@@ -21,6 +22,8 @@ ORDER = (
     RunState.TIMED_OUT, RunState.LOST, RunState.CANCELLED, RunState.STOPPED,
 )  # fmt: skip
 SHOWN = 20
+LOOKED_AT = 200
+"""Running runs whose journals are looked at for the tracker's line."""
 
 
 def progress_of(desk: Desk, record: RunRecord) -> str:
@@ -60,14 +63,21 @@ def detail_lines(desk: Desk, records: Mapping[str, RunRecord]) -> list[str]:
     return lines
 
 
-def behind_line(desk: Desk) -> str:
-    """How far the tracker is behind: runs with journals newer than the last shipping."""
+def behind_line(desk: Desk, running: Sequence[RunRecord]) -> str:
+    """How far the tracker is behind: runs that changed since the last shipping, or have written more since."""
     marks = desk.root.path / "tracker_marks.json"
     shipped = marks.stat().st_mtime if marks.exists() else 0.0
-    row = desk.store.connection.execute(
-        "SELECT count(*) AS n FROM runs WHERE state NOT IN ('planned', 'queued', 'submitting') AND updated_at > ?", (shipped,)
-    ).fetchone()
-    return f"tracker: {row['n']} runs changed since the last shipping (`orch sync`)" if row["n"] else "tracker: up to date"
+    moved = {run.id for run in running[:LOOKED_AT] if _newest_write(desk, run) > shipped}
+    count = len(moved | desk.store.changed_since(shipped))
+    return f"tracker: {count} runs have moved since the last shipping (`orch sync`)" if count else "tracker: up to date"
+
+
+def _newest_write(desk: Desk, run: RunRecord) -> float:
+    """When a run last wrote to its journals (seconds since the epoch)."""
+    try:
+        return max((entry.stat().st_mtime for entry in os.scandir(desk.root.run_dir(run.id).journals)), default=0.0)
+    except OSError:
+        return 0.0
 
 
 def render(desk: Desk, typed: Sequence[str], trouble: str, seen: Mapping[str, RunRecord] | None) -> str:
@@ -81,7 +91,7 @@ def render(desk: Desk, typed: Sequence[str], trouble: str, seen: Mapping[str, Ru
     if len(names) != 1:
         lines.append(counts_line(Counter(record.state for record in records.values())))
     lines += detail_lines(desk, records)
-    lines.append(behind_line(desk))
+    lines.append(behind_line(desk, [one for one in records.values() if one.state is RunState.RUNNING]))
     resumable = sum(1 for record in records.values() if record.state in RESUMABLE)
     if resumable:
         lines.append(f"hint: `orch resume` continues {resumable} run{'s' if resumable != 1 else ''} from the last checkpoint")
@@ -124,6 +134,17 @@ def command(root: Path, what: tuple[str, ...], watch: bool, as_json: bool) -> No
             if watch and not as_json:
                 click.clear()
             click.echo(text)
-            if not watch or not any(one.state in ACTIVE for one in find_runs(desk.store, what).values()):
+            if not watch:
+                return
+            records = find_runs(desk.store, what)
+            if not any(one.state in ACTIVE for one in records.values()):
+                raise_if_failed(records)
                 return
             time.sleep(5.0)
+
+
+def raise_if_failed(records: Mapping[str, RunRecord]) -> None:
+    """At the end of a watch: RunsFailed when some runs ended badly, so that a script can tell."""
+    bad = [one for one in records.values() if one.state in (RunState.FAILED, RunState.LOST, RunState.TIMED_OUT)]
+    if bad:
+        raise RunsFailed(Problem(what=f"{len(bad)} runs failed", hint=f"`orch show {bad[0].id}` explains"))

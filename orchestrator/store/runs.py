@@ -99,6 +99,13 @@ class Store:
         )
         return {RunState(row["state"]): row["n"] for row in rows}
 
+    def changed_since(self, at: float) -> set[str]:
+        """Runs that were started and whose record changed after a time (seconds since the epoch)."""
+        rows = self.connection.execute(
+            "SELECT id FROM runs WHERE state NOT IN ('planned', 'queued', 'submitting') AND updated_at > ?", (at,)
+        )
+        return {row["id"] for row in rows}
+
     def sweeps_of(self, run: str) -> list[str]:
         """Names of the sweeps that need a run."""
         return [row["sweep"] for row in self.connection.execute("SELECT sweep FROM members WHERE run = ? ORDER BY sweep", (run,))]
