@@ -12,7 +12,7 @@ from orchestrator.tracking.record import AttemptFacts, RunFacts, SweepRecord, de
 
 
 def facts(run: str = "r1", state: RunState = RunState.DONE, **more) -> RunFacts:
-    return RunFacts(run_id=run, kind="train", state=state, run_dir=Path("/root/runs") / run, **more)
+    return RunFacts(run_id=run, kind="train", state=state, run_dir=Path("/shared/runs") / run, **more)
 
 
 def sweep() -> Sweep:
