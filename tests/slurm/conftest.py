@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import PrivateClusterError, SlurmCluster, missing_programs, temporary_directory
 from tests.slurm.configuration import Options
+from tests.slurm.orch import Orch
 
 
 def require_slurm() -> None:
@@ -65,3 +67,25 @@ def slurm_cluster(session_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
         session_cluster.clear()
     except PrivateClusterError as failure:
         pytest.fail(str(failure), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def tracker_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An initialised embedded store: making one takes `orch submit` seconds, in which a short run would be over."""
+    from orchestrator.tracking.mlflow_store import default_uri, initialise
+
+    folder = tmp_path_factory.mktemp("tracker")
+    initialise(default_uri(folder), folder)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def make_orch(tracker_store: Path) -> Callable[[SlurmCluster, Path], Orch]:
+    """The command on a fresh root of a cluster."""
+
+    def make(cluster: SlurmCluster, root: Path) -> Orch:
+        root.mkdir(mode=0o700)
+        shutil.copyfile(tracker_store, root / "mlflow.db")
+        return Orch(cluster=cluster, root=root)
+
+    return make

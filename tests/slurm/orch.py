@@ -46,11 +46,10 @@ class Orch:
 
     cluster: SlurmCluster
     root: Path
-    extra: Mapping[str, str]
 
     def __call__(self, *arguments: str | Path, expect: int = 0, env: Mapping[str, str] | None = None) -> str:
         """Run `orch ARGUMENTS`; its stdout. Fails the test on another exit code or any traceback."""
-        environment = os.environ | self.cluster.env | {"ORCH_ROOT": str(self.root)} | dict(self.extra) | dict(env or {})
+        environment = os.environ | self.cluster.env | {"ORCH_ROOT": str(self.root)} | dict(env or {})
         done = subprocess.run(
             [sys.executable, "-c", "from orchestrator.cli.main import main; main()", *map(str, arguments)],
             capture_output=True, text=True, env=environment, timeout=300,

@@ -26,7 +26,7 @@ def test_that_a_multirun_by_hand_survives_an_eviction_with_its_first_configurati
     conf = tmp_path / "conf"
     conf.mkdir()
     edited = conf / "adhoc_edit.yaml"
-    edited.write_text("# @package _global_\nsteps: 25\n")
+    edited.write_text("# @package _global_\nsteps: 500\n")
     command = [
         sys.executable, "-m", "jobs.train", "--multirun", "hydra/launcher=slurm", "hydra.launcher.partition=low",
         "hydra.launcher.timeout_min=10", f"hydra.searchpath=[file://{tmp_path}]", f"hydra.sweep.dir={tmp_path}/sweep",
@@ -53,8 +53,8 @@ def test_that_a_multirun_by_hand_survives_an_eviction_with_its_first_configurati
         )
         process.terminate()
     for run in runs:
-        assert json.loads(run.spec.read_text())["config"]["steps"] == 25
+        assert json.loads(run.spec.read_text())["config"]["steps"] == 500
         outcome = read_outcome(run)
         assert outcome is not None
-        assert outcome.step == 25
+        assert outcome.step == 500
     assert max(len(read_attempts(run)) for run in runs) >= 2

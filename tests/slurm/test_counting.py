@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture
-def orch(slurm_cluster: SlurmCluster, tmp_path: Path) -> Orch:
-    return Orch(cluster=slurm_cluster, root=tmp_path / "root", extra={})
+def orch(slurm_cluster: SlurmCluster, make_orch: Callable[[SlurmCluster, Path], Orch], tmp_path: Path) -> Orch:
+    return make_orch(slurm_cluster, tmp_path / "root")
 
 
 def expected_value(seed: int, steps: int) -> int:
@@ -58,12 +59,12 @@ def start(orch: Orch, tmp_path: Path, name: str, **values: object) -> dict[str, 
 @pytest.mark.parametrize("partition", ["low", "low_cancel", "low_nograce"])
 def test_that_an_evicted_run_goes_on_exactly(orch: Orch, tmp_path: Path, partition: str) -> None:
     """PreemptMode REQUEUE and CANCEL with grace lose nothing; without grace at most one checkpoint interval is redone."""
-    run = start(orch, tmp_path, "evicted", partition=partition, steps=50, every=5)
+    run = start(orch, tmp_path, "evicted", partition=partition, steps=200, every=5)
     for attempt in (2, 3):
         orch.cluster.evict(run["job"])
         orch.wait_for_attempt(run["id"], attempt)
     orch.wait_for_state("evicted", ["done"])
-    assert_exact(orch, run["id"], seed=0, steps=50)
+    assert_exact(orch, run["id"], seed=0, steps=200)
     attempts = read_attempts(orch.run_dir(run["id"]))
     assert [one.restart_count for one in attempts] == list(range(len(attempts)))
     assert len(attempts) >= 3
@@ -73,13 +74,15 @@ def test_that_an_evicted_run_goes_on_exactly(orch: Orch, tmp_path: Path, partiti
         assert all(later.restored_step == earlier.entries[-1].step for earlier, later in itertools.pairwise(journals))
 
 
-def test_that_a_site_which_evicts_with_sigterm_alone_loses_nothing(slurm_cluster_factory, tmp_path: Path) -> None:
+def test_that_a_site_which_evicts_with_sigterm_alone_loses_nothing(
+    slurm_cluster_factory: Callable[[Options], SlurmCluster], make_orch: Callable[[SlurmCluster, Path], Orch], tmp_path: Path
+) -> None:
     cluster = slurm_cluster_factory(Options(user_signal=False, accounting=False))
-    orch = Orch(cluster=cluster, root=tmp_path / "root", extra={})
-    run = start(orch, tmp_path, "termed", steps=40)
+    orch = make_orch(cluster, tmp_path / "root")
+    run = start(orch, tmp_path, "termed", steps=150)
     cluster.evict(run["job"])
     orch.wait_for_state("termed", ["done"])
-    assert_exact(orch, run["id"], seed=0, steps=40)
+    assert_exact(orch, run["id"], seed=0, steps=150)
     assert len(read_attempts(orch.run_dir(run["id"]))) == 2
 
 
@@ -91,14 +94,14 @@ def test_that_a_run_requeues_itself_ahead_of_its_time_limit(orch: Orch, tmp_path
 
 
 def test_that_a_cancelled_run_stays_cancelled_and_resume_continues_it(orch: Orch, tmp_path: Path) -> None:
-    run = start(orch, tmp_path, "unwanted", steps=100, every=1)
+    run = start(orch, tmp_path, "unwanted", steps=150, every=1)
     orch("cancel", "unwanted")
     orch.cluster.wait(run["job"], ["CANCELLED", "COMPLETED", ""])
     assert orch.wait_for_state("unwanted", ["cancelled"])
     assert orch.cluster.state(run["job"]) in ("CANCELLED", "COMPLETED", "")
     orch("resume", "unwanted")
     orch.wait_for_state("unwanted", ["done"])
-    assert_exact(orch, run["id"], seed=0, steps=100)
+    assert_exact(orch, run["id"], seed=0, steps=150)
     assert orch.journal(run["id"]).attempts[-1].restored_step > 0
 
 
@@ -112,44 +115,44 @@ def test_that_a_plain_scancel_during_checkpoints_stays_cancelled(orch: Orch, tmp
 
 def test_that_a_signal_during_start_up_is_no_failure(orch: Orch, tmp_path: Path) -> None:
     """A USR2 before any handler exists is FAILED 12:0, unless the job's first instruction blocks it."""
-    sweep = write_count_sweep(tmp_path, "early", steps=30)
+    sweep = write_count_sweep(tmp_path, "early", steps=150)
     orch("submit", sweep)
     run = orch.only_run("early")
     orch.until(lambda: orch.cluster.state(run["job"]) == "RUNNING", 30, "it did not start")
     for _ in range(20):
         orch.cluster.run("scancel", "--signal=USR2", run["job"], check=False)
     orch.wait_for_state("early", ["done"])
-    assert_exact(orch, run["id"], seed=0, steps=30)
+    assert_exact(orch, run["id"], seed=0, steps=150)
 
 
 def test_that_a_dead_node_costs_an_interval_and_no_more(orch: Orch, tmp_path: Path) -> None:
-    run = start(orch, tmp_path, "powerless", steps=60, every=10)
+    run = start(orch, tmp_path, "powerless", steps=150, every=10)
     orch.wait_for_step(run["id"], 12)
     node = orch.cluster.show(run["job"])["NodeList"]
     reached = orch.step(run["id"])
     orch.cluster.node_down(node)
     orch.wait_for_state("powerless", ["done"], timeout_s=120)
-    assert_exact(orch, run["id"], seed=0, steps=60)
+    assert_exact(orch, run["id"], seed=0, steps=150)
     assert orch.journal(run["id"]).attempts[-1].restored_step >= reached - 10
 
 
 def test_that_a_killed_run_is_lost_until_resumed_and_never_done(orch: Orch, tmp_path: Path) -> None:
-    run = start(orch, tmp_path, "killed", steps=60, every=5)
+    run = start(orch, tmp_path, "killed", steps=150, every=5)
     orch.wait_for_step(run["id"], 8)
     os.kill(read_attempts(orch.run_dir(run["id"]))[-1].pid, signal.SIGKILL)
     lost = orch.wait_for_state("killed", ["lost"])[run["id"]]
     assert "no outcome" in lost["reason"]
     orch("resume")
     orch.wait_for_state("killed", ["done"])
-    assert_exact(orch, run["id"], seed=0, steps=60)
+    assert_exact(orch, run["id"], seed=0, steps=150)
 
 
 def test_that_an_administrators_requeue_keeps_the_run(orch: Orch, tmp_path: Path) -> None:
-    run = start(orch, tmp_path, "requeued", steps=50, every=5)
+    run = start(orch, tmp_path, "requeued", steps=150, every=5)
     orch.cluster.run("scontrol", "requeue", run["job"])
     orch.wait_for_state("requeued", ["done"])
     assert orch.only_run("requeued")["job"] == run["job"]
-    assert_exact(orch, run["id"], seed=0, steps=50)
+    assert_exact(orch, run["id"], seed=0, steps=150)
 
 
 def test_that_a_submission_killed_after_sbatch_is_adopted(orch: Orch, tmp_path: Path) -> None:
@@ -190,11 +193,11 @@ def test_that_a_submission_killed_before_sbatch_is_withdrawn_and_queued_again(or
 
 def test_that_a_double_submission_is_harmless(orch: Orch, tmp_path: Path) -> None:
     """Two jobs believe that they own one run: the newest claimant goes on, the other ends quietly."""
-    run = start(orch, tmp_path, "twice", steps=80, every=2)
+    run = start(orch, tmp_path, "twice", steps=150, every=2)
     (script,) = (orch.root / "slurm").glob("*/submission.sh")
     orch.cluster.run("sbatch", str(script))
     orch.wait_for_state("twice", ["done"])
-    assert_exact(orch, run["id"], seed=0, steps=80)
+    assert_exact(orch, run["id"], seed=0, steps=150)
     attempts = read_attempts(orch.run_dir(run["id"]))
     assert len(attempts) == 2
     outcome = read_outcome(orch.run_dir(run["id"]))
@@ -206,7 +209,7 @@ def test_that_a_failed_need_blocks_its_dependents_until_it_is_mended(orch: Orch,
     sweep = tmp_path / "chain.yaml"
     text = """
 title: chain
-base: [step_s=0.05, steps=20]
+base: [step_s=0.05, steps=150]
 axes:
   seed: {key: seed, values: [0, 1]}
 pipeline:
@@ -234,7 +237,7 @@ def _needs(orch: Orch, run: str) -> dict[str, str]:
 
 
 def test_that_every_point_is_in_the_tracker_once_whatever_happened(orch: Orch, tmp_path: Path) -> None:
-    run = start(orch, tmp_path, "tracked", steps=150, every=5)
+    run = start(orch, tmp_path, "tracked", steps=300, every=5)
     orch("sync")
     orch.cluster.evict(run["job"])
     orch.wait_for_attempt(run["id"], 2)
@@ -245,12 +248,12 @@ def test_that_every_point_is_in_the_tracker_once_whatever_happened(orch: Orch, t
     orch("resume", "tracked")
     orch.wait_for_state("tracked", ["done"])
     table = orch("table", "tracked")
-    assert str(expected_value(0, 150) % 1_000_003) in table
+    assert str(expected_value(0, 300) % 1_000_003) in table
     connection = f"sqlite:///{orch.root / 'mlflow.db'}"
     counted = subprocess.run(
         [sys.executable, "-c", _COUNT_POINTS, connection, run["id"]], capture_output=True, text=True, check=True, timeout=120
     ).stdout
-    assert counted.split() == ["150", "150"]
+    assert counted.split() == ["300", "300"]
 
 
 _COUNT_POINTS = """

@@ -81,8 +81,8 @@ def assert_equal_to_untouched(orch: Orch, calm: Orch) -> None:
 def test_that_evicted_and_killed_runs_equal_untouched_ones(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     """Two tasks on two nodes; every run evicted twice and killed once without notice; bit-identical in the end."""
     sweep = write(tmp_path, nodes=2, per_node=1, steps=60, seeds=SEEDS)
-    struck = Orch(cluster=slurm_cluster, root=tmp_path / "struck", extra={})
-    calm = Orch(cluster=slurm_cluster, root=tmp_path / "calm", extra={})
+    struck = Orch(cluster=slurm_cluster, root=tmp_path / "struck")
+    calm = Orch(cluster=slurm_cluster, root=tmp_path / "calm")
     struck("submit", sweep)
     runs = training_runs(struck)
     assert len(runs) == 3 * len(SEEDS)
@@ -130,8 +130,8 @@ def assert_every_point_once(orch: Orch) -> None:
 def test_that_three_ranks_resume_exactly_too(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     """At three ranks DDP's default differs after a resume, since it rebuilds its buckets after the first step."""
     sweep = write(tmp_path, nodes=1, per_node=3, steps=30, seeds=[0])
-    struck = Orch(cluster=slurm_cluster, root=tmp_path / "struck", extra={})
-    calm = Orch(cluster=slurm_cluster, root=tmp_path / "calm", extra={})
+    struck = Orch(cluster=slurm_cluster, root=tmp_path / "struck")
+    calm = Orch(cluster=slurm_cluster, root=tmp_path / "calm")
     only = ("--only", "method=covloss")
     struck("submit", sweep, *only)
     (run,) = training_runs(struck)
