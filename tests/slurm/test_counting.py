@@ -223,7 +223,9 @@ table:
     sweep.write_text(text)
     orch("submit", sweep)
     first = {run: one for run, one in orch.runs("chain").items() if not _needs(orch, run)}
-    orch.cluster.run("scancel", next(iter(first.values()))["job"])  # task 0 of the first array fails
+    victim = next(iter(first))
+    orch.wait_for_step(victim, 3)
+    orch.cluster.run("scancel", first[victim]["job"])  # task 0 of the first array
     orch.until(
         lambda: sorted(run["state"] for run in orch.runs("chain").values()) == ["cancelled", "done", "done", "planned"],
         60, "the chain did not settle", lambda: json.dumps(orch.runs("chain"), indent=1),
