@@ -102,9 +102,6 @@ def find_run(store: Store, typed: str) -> RunRecord:
     return next(iter(found.values()))
 
 
-root_argument = click.pass_obj
-"""Commands take the root's path as their first argument."""
-
 only_option = click.option("--only", multiple=True, metavar="AXIS=OPTION[,...]", help="Only these cells.")
 set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key in every cell.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
