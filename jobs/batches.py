@@ -1,4 +1,4 @@
-"""From a step to its tensors: images and slot noise of this rank's share, loaded ahead by worker processes if asked.
+"""From a step to its tensors: samples and slot noise of this rank's share, loaded ahead by worker processes if asked.
 
 An item of the loader's data set is a *step*: which samples and which noise belong to it is a function of (seed, step), so no
 loader state is ever saved and the number of workers does not matter.
@@ -16,14 +16,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from jobs.data.sampler import StepSampler, share
 from jobs.randomness import standard_normal
+from jobs.samples import Samples
 
 
 class Batch(NamedTuple):
-    """One rank's share of a step's global batch. Legend: B images of this rank, C channels, H x W pixels, K slots, D noise."""
+    """One rank's share of a step's global batch, on the device. Legend: B images of this rank, K slots, Z noise values."""
 
-    images_BCHW: torch.Tensor
-    """float32 in [0, 1]."""
-    noise_BKD: torch.Tensor
+    inputs: torch.Tensor
+    """What the model sees: float32 images [B,3,H,W] in [0, 1], or tokens [B,N,C]."""
+    targets: torch.Tensor
+    """What is to be reconstructed: the inputs themselves, or images [B,3,T,T] in [0, 1]."""
+    noise_BKZ: torch.Tensor
     """Standard normal."""
     rows: slice
     """Which rows of the global batch these are."""
@@ -31,31 +34,28 @@ class Batch(NamedTuple):
     """Rows of the global batch."""
 
 
-def to_images(images_BHWC: torch.Tensor) -> torch.Tensor:
-    """uint8 [B,H,W,C] -> float32 [B,C,H,W] in [0, 1]."""
-    return images_BHWC.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
-
-
 @dataclass(frozen=True, kw_only=True)
-class StepDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int, int, int]]):
-    """Maps a step to this rank's share of it, as uint8 images and noise."""
+class StepDataset(Dataset[tuple[tuple[torch.Tensor, ...], torch.Tensor, int, int, int]]):
+    """Maps a step to this rank's share of it: stored samples, and noise."""
 
-    images_NHWC: np.ndarray
+    samples: Samples
     sampler: StepSampler
     seed: int
     noise_shape: tuple[int, int]
     rank: int
     world_size: int
+    flip: bool = False
+    """Mirror each sample with probability one half, as a function of (seed, step)."""
 
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, int, int, int]:
+    def __getitem__(self, step: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, int, int, int]:
         indices = self.sampler.global_batch(step)
         rows = share(len(indices), self.rank, self.world_size)
-        noise_BKD = standard_normal((len(indices), *self.noise_shape), self.seed, "slots", step)[rows]
-        mine = indices[rows]
-        order = np.argsort(mine, kind="stable")  # read the map front to back
-        images = np.empty((len(mine), *self.images_NHWC.shape[1:]), dtype=np.uint8)
-        images[order] = self.images_NHWC[mine[order]]
-        return torch.from_numpy(images), torch.from_numpy(noise_BKD), rows.start, rows.stop, len(indices)
+        noise_BKZ = standard_normal((len(indices), *self.noise_shape), self.seed, "slots", step)[rows]
+        mirrored = np.zeros(len(indices), dtype=np.bool_)
+        if self.flip:
+            mirrored = standard_normal((len(indices),), self.seed, "flip", step) < 0
+        stored = self.samples.read(indices[rows], mirrored[rows])
+        return stored, torch.from_numpy(noise_BKZ), rows.start, rows.stop, len(indices)
 
 
 def _in_worker(_: int) -> None:
@@ -66,7 +66,7 @@ def _in_worker(_: int) -> None:
 
 def step_batches(dataset: StepDataset, *, start: int, stop: int, workers: int, device: torch.device) -> Iterator[Batch]:
     """The batches of steps start .. stop-1, in order."""
-    loader: DataLoader[tuple[torch.Tensor, torch.Tensor, int, int, int]] = DataLoader(
+    loader: DataLoader[tuple[tuple[torch.Tensor, ...], torch.Tensor, int, int, int]] = DataLoader(
         dataset,
         batch_size=None,
         sampler=range(start, stop),
@@ -76,6 +76,7 @@ def step_batches(dataset: StepDataset, *, start: int, stop: int, workers: int, d
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
     )
-    for images, noise, first, last, total in loader:
-        images_BCHW = to_images(images.to(device, non_blocking=True))
-        yield Batch(images_BCHW, noise.to(device, non_blocking=True), slice(first, last), total)
+    for stored, noise, first, last, total in loader:
+        there = tuple(one.to(device, non_blocking=True) for one in stored)
+        inputs, targets = dataset.samples.convert(there)
+        yield Batch(inputs, targets, noise.to(device, non_blocking=True), slice(first, last), total)

@@ -36,11 +36,12 @@ class _ScaleGradient(torch.autograd.Function):
         return gradient * ctx.factor, None
 
 
-def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    count = batch.images_BCHW.shape[0]
+def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(rows, inputs, targets, noise) of each part."""
+    count = batch.inputs.shape[0]
     for part in range(min(parts, max(1, count))):
         rows = share(count, part, min(parts, max(1, count)))
-        yield rows, batch.images_BCHW[rows], batch.noise_BKD[rows]
+        yield rows, batch.inputs[rows], batch.targets[rows], batch.noise_BKZ[rows]
 
 
 def _pooled(
@@ -65,16 +66,16 @@ def step_gradients(
     def add(name: str, value: torch.Tensor) -> None:
         sums[name] = sums[name] + value.detach() if name in sums else value.detach()
 
-    if batch.images_BCHW.shape[0] == 0:  # more ranks than images in an epoch's last batch
+    if batch.inputs.shape[0] == 0:  # more ranks than images in an epoch's last batch
         if pools:  # the others pool with us, and our share of the head's gradient is due
-            total, parts = _pooled(objective, batch.noise_BKD, batch, group, step)
+            total, parts = _pooled(objective, batch.noise_BKZ, batch, group, step)
             if total.requires_grad:
                 total.backward()  # type: ignore[no-untyped-call]
             sums |= {"loss": total.detach(), **parts}
         return sums
     if pools and accumulation > 1:
         with torch.no_grad(), group.autocast():
-            found = [forward(images, noise).slots_BKD.float() for _, images, noise in _micro_batches(batch, accumulation)]
+            found = [forward(inputs, noise).slots_BKD.float() for _, inputs, _, noise in _micro_batches(batch, accumulation)]
         leaf_BKD = torch.cat(found).requires_grad_()
         total, parts = _pooled(objective, leaf_BKD, batch, group, step)
         total.backward()  # type: ignore[no-untyped-call]
@@ -82,14 +83,21 @@ def step_gradients(
         add("loss", total)
         for name, part in parts.items():
             add(name, part)
-    for rows, images_BCHW, noise_BKD in _micro_batches(batch, accumulation):
+    for rows, inputs, targets, noise_BKZ in _micro_batches(batch, accumulation):
         with group.autocast():
-            output = forward(images_BCHW, noise_BKD)
-        mse = objective.reconstruction_B(output, images_BCHW).sum() / batch.total
+            output = forward(inputs, noise_BKZ)
+        mse = objective.reconstruction_B(output, targets).sum() / batch.total
         loss = mse
         add("mse", mse)
+        sparsity_B = objective.sparsity_B(output)
+        if sparsity_B is not None:
+            loss = loss + sparsity_B.sum() / batch.total
+            add("sparsity", sparsity_B.sum() / batch.total)
+        if output.keep_BK is not None and output.keep_probability_BK is not None:
+            add("kept_slots", output.keep_BK.sum() / batch.total)
+            add("keep_probability", output.keep_probability_BK.mean(dim=1).sum() / batch.total)
         if slots_gradient is not None:
-            add("loss", mse)
+            add("loss", loss)
             loss = loss + (output.slots_BKD.float() * slots_gradient[rows]).sum()
         elif pools:
             term, parts = _pooled(objective, output.slots_BKD.float(), batch, group, step)
@@ -99,7 +107,7 @@ def step_gradients(
                 add(name, part)
         else:
             terms = objective.slot_terms(output.slots_BKD, step=step)
-            weight = images_BCHW.shape[0] / batch.total
+            weight = inputs.shape[0] / batch.total
             loss = loss + terms.total * weight
             add("loss", loss)
             for name, part in terms.parts.items():

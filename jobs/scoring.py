@@ -108,12 +108,12 @@ def score_images(
         noise = np.stack([standard_normal(model.noise_shape, noise_seed, "evaluation", i) for i in range(start, stop)])
         images_BCHW = to_images(torch.from_numpy(np.array(images_NHWC[start:stop])).to(device))
         output = model(images_BCHW, torch.from_numpy(noise).to(device))
-        mse_B = (output.reconstruction_BCHW - images_BCHW).square().mean(dim=(1, 2, 3))
+        mse_B = (output.reconstruction - images_BCHW).square().mean(dim=(1, 2, 3))
         labels_BHW = torch.from_numpy(np.array(labels_NHW[start:stop])).to(device).long()
         for name, values in _score_batch(output.masks_BKHW, labels_BHW, mse_B).items():
             found[name].append(values.double().cpu())
         if len(kept) < keep:
             wanted = slice(start, min(stop, keep))
             rows = wanted.stop - wanted.start
-            kept += _looks(images_NHWC[wanted], labels_NHW[wanted], output.reconstruction_BCHW[:rows], output.masks_BKHW[:rows])
+            kept += _looks(images_NHWC[wanted], labels_NHW[wanted], output.reconstruction[:rows], output.masks_BKHW[:rows])
     return Scored(per_image={name: torch.cat(values).numpy() for name, values in found.items()}, kept=kept)

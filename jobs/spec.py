@@ -11,13 +11,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from models.spec import (
+    BackboneSpec,
+    CocoAdaptiveDecoder,
     CosineObjective,
     CovarianceObjective,
+    DinosaurSpec,
     ModelSpec,
     ObjectiveSpec,
     ReconstructionObjective,
     SlotAutoencoderSpec,
     Spec,
+    UntrainedScoreSpec,
     added,
     location,
 )
@@ -84,7 +88,51 @@ class MultiDSpritesSpec(Spec):
         return 5 if self.generator is None else self.generator.max_sprites + 1
 
 
-DataSpec = MultiDSpritesSpec
+class CocoGeneratorSpec(Spec):
+    """A miniature COCO in the original's own layout: JPEGs, polygons, RLE, crowds, overlaps (for rehearsals)."""
+
+    seed: int = Field(default=0, ge=0)
+    train_images: int = Field(default=64, ge=1)
+    val_images: int = Field(default=16, ge=1)
+    largest_side: int = Field(default=320, ge=64)
+
+
+class CocoSpec(Spec):
+    """COCO 2017 instances, from the original layout (data.md 5): train2017/, val2017/, annotations/."""
+
+    kind: Literal["coco"] = "coco"
+    path: str | None = location(None)
+    """The folder that holds `train2017`, `val2017` and `annotations`; `null` means generated."""
+    content: str | None = None
+    """sha256 over both annotation files, filled in on the login node."""
+    generator: CocoGeneratorSpec | None = None
+    preprocessing: Literal["covloss", "official"] = "official"
+    """`official`: short side bicubic, centre crop; `covloss`: squashed to a square."""
+    resolution: int = Field(default=224, ge=16)
+    """Side of the stored images, which the ViT sees."""
+    target_resolution: int | None = Field(default=None, ge=16)
+    """Side of a second copy of the training images, to be reconstructed as pixels; `null`: none."""
+    train_images: Literal["all", "annotated"] = "all"
+    """`annotated`: those with at least one annotation that is no crowd (CovLoss)."""
+    max_train: int | None = Field(default=None, ge=1)
+    max_val: int | None = Field(default=None, ge=1)
+    """Only the first so many images (by image id): for trials."""
+    protocols: tuple[Literal["official", "gd", "covloss"], ...] = ("official", "gd")
+    """Evaluation masks to store: `official` at 320, `gd` at 224, `covloss` (squashed) at 128."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CocoSpec:
+        if (self.path is None) == (self.generator is None):
+            raise ValueError("give either `path` (the COCO folder) or `generator` (a miniature), and set the other to null")
+        if not self.protocols:
+            raise ValueError("protocols is empty; evaluation needs at least one of official, gd, covloss")
+        for protocol in self.protocols:
+            if (protocol == "covloss") != (self.preprocessing == "covloss"):
+                raise ValueError(f"protocol {protocol} does not fit preprocessing {self.preprocessing}: their geometry differs")
+        return self
+
+
+DataSpec = Annotated[MultiDSpritesSpec | CocoSpec, Field(discriminator="kind")]
 
 
 class AdamSpec(Spec):
@@ -151,8 +199,29 @@ class PrepareSpec(Spec):
     runtime: RuntimeSpec = location(RuntimeSpec())
 
 
+class EmbedSpec(Spec):
+    """Tokens of a frozen backbone for every image of a `prepare` run, once for all training runs."""
+
+    kind: Literal["embed"] = "embed"
+    backbone: BackboneSpec = BackboneSpec()
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """What is stored; the backbone computes in fp32."""
+    flips: bool = True
+    """Store the mirrored training images' tokens too: they are no mirror image of the tokens."""
+    shard_images: int = Field(default=512, ge=1)
+    batch_size: int = location(32, ge=1)
+    runtime: RuntimeSpec = location(RuntimeSpec())
+
+
+class WarmStartSpec(Spec):
+    """Begin from the weights of the training run that this one needs; optimiser, schedule and step begin anew."""
+
+    fresh: tuple[str, ...] = ()
+    """Prefixes of parameters that the earlier model does not have. Any other mismatch is an error."""
+
+
 class TrainSpec(Spec):
-    """Train one model; needs a `prepare` run."""
+    """Train one model; needs a `prepare` run, for models on tokens an `embed` run too, for a warm start a `train` run."""
 
     kind: Literal["train"] = "train"
     seed: int = Field(default=0, ge=0)
@@ -166,12 +235,22 @@ class TrainSpec(Spec):
     optimizer: AdamSpec = AdamSpec()
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compile: bool = False
+    flip: bool = added(False)
+    """Mirror each training image with probability one half."""
+    online: BackboneSpec | None = added(None)
+    """Compute tokens in the training loop, as the originals do, instead of reading those of an `embed` run."""
+    warm_start: WarmStartSpec | None = added(None)
     validation: ValidationSpec = ValidationSpec()
     runtime: RuntimeSpec = location(RuntimeSpec())
 
     @model_validator(mode="after")
     def _projection_fits(self) -> TrainSpec:
-        if isinstance(self.objective, CovarianceObjective | CosineObjective) and isinstance(self.model, SlotAutoencoderSpec):
+        gated = isinstance(self.model, DinosaurSpec) and self.model.gate is not None
+        if isinstance(self.objective, ReconstructionObjective) and self.objective.sparsity > 0 and not gated:
+            raise ValueError("objective.sparsity needs a model with a gate (model.gate)")
+        if gated and not isinstance(self.objective, ReconstructionObjective):
+            raise ValueError(f"a model with a gate goes with objective.kind reconstruction, not {self.objective.kind}")
+        if isinstance(self.objective, CovarianceObjective | CosineObjective) and not isinstance(self.model, UntrainedScoreSpec):
             head = self.objective.projection
             if head.kind == "identity" and head.size != self.model.slot_size:
                 raise ValueError(
@@ -187,6 +266,10 @@ class EvaluateSpec(Spec):
     kind: Literal["evaluate"] = "evaluate"
     noise_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Slot noise draws; each score is the mean over them and `<score>_noise_sd` their spread."""
+    protocol: Literal["own", "official", "gd", "covloss"] = added("own")
+    """`own`: the data's first mask set, images without objects skipped and counted; else the original's masks and rules."""
+    gate: Literal["noisy", "deterministic"] = added("noisy")
+    """AdaSlot's gate with its Gumbel noise, as the original evaluates, or its most probable choice."""
     batch_size: int = location(64, ge=1)
     panel_images: int = Field(default=8, ge=0)
     runtime: RuntimeSpec = location(RuntimeSpec())
@@ -198,11 +281,18 @@ class EvaluateSpec(Spec):
         return self
 
 
-JobSpec = Annotated[CountSpec | PrepareSpec | TrainSpec | EvaluateSpec, Field(discriminator="kind")]
-JOB_KINDS: dict[str, type[Spec]] = {"count": CountSpec, "prepare": PrepareSpec, "train": TrainSpec, "evaluate": EvaluateSpec}
+JobSpec = Annotated[CountSpec | PrepareSpec | EmbedSpec | TrainSpec | EvaluateSpec, Field(discriminator="kind")]
+JOB_KINDS: dict[str, type[Spec]] = {
+    "count": CountSpec,
+    "prepare": PrepareSpec,
+    "embed": EmbedSpec,
+    "train": TrainSpec,
+    "evaluate": EvaluateSpec,
+}
 NEEDS: dict[str, frozenset[str]] = {
     "count": frozenset(),
     "prepare": frozenset(),
+    "embed": frozenset({"prepare"}),
     "train": frozenset({"prepare"}),
     "evaluate": frozenset({"prepare", "train"}),
 }
@@ -224,27 +314,96 @@ class FrozenRun(Spec):
     """Fingerprint of the installed packages at submit (jobs.environment)."""
 
 
-_job_spec: TypeAdapter[CountSpec | PrepareSpec | TrainSpec | EvaluateSpec] = TypeAdapter(JobSpec)
+AnyJob = CountSpec | PrepareSpec | EmbedSpec | TrainSpec | EvaluateSpec
+_job_spec: TypeAdapter[AnyJob] = TypeAdapter(JobSpec)
 
 
-def parse_job_spec(config: dict[str, Any]) -> CountSpec | PrepareSpec | TrainSpec | EvaluateSpec:
+def parse_job_spec(config: dict[str, Any]) -> AnyJob:
     """Validate a resolved configuration; raises pydantic's ValidationError with every error and its path."""
     return _job_spec.validate_python(config)
 
 
-def check_needs(spec: CountSpec | PrepareSpec | TrainSpec | EvaluateSpec, needs: dict[str, Any]) -> list[str]:
+def check_needs(spec: AnyJob, needs: dict[str, Any]) -> list[str]:
     """What is wrong between a run and the runs that it needs (kind -> spec); one sentence per problem, none if fine."""
     problems: list[str] = []
     missing = NEEDS[spec.kind] - set(needs)
     if missing:
         problems.append(f"a `{spec.kind}` step needs a step of kind {', '.join(f'`{kind}`' for kind in sorted(missing))}")
-    prepared = needs.get("prepare")
-    if isinstance(spec, TrainSpec) and isinstance(prepared, PrepareSpec):
-        side = prepared.data.resolution
-        if spec.model.resolution != side:
+    prepared, embedded, earlier = needs.get("prepare"), needs.get("embed"), needs.get("train")
+    if isinstance(spec, EmbedSpec) and isinstance(prepared, PrepareSpec):
+        problems += _embed_problems(prepared)
+    if isinstance(spec, TrainSpec):
+        if isinstance(prepared, PrepareSpec):
+            problems += _data_problems(spec, prepared)
+        problems += _token_problems(spec, embedded)
+        problems += _warm_start_problems(spec, earlier)
+    if isinstance(spec, EvaluateSpec) and isinstance(earlier, TrainSpec):
+        problems += _evaluation_problems(spec, prepared, embedded, earlier)
+    return problems
+
+
+def _embed_problems(prepared: PrepareSpec) -> list[str]:
+    if isinstance(prepared.data, CocoSpec):
+        return []
+    return [f"an `embed` step needs data of kind `coco`, not `{prepared.data.kind}`"]
+
+
+def _data_problems(spec: TrainSpec, prepared: PrepareSpec) -> list[str]:
+    problems: list[str] = []
+    data = prepared.data
+    if isinstance(data, MultiDSpritesSpec):
+        if isinstance(spec.model, DinosaurSpec):
+            return [f"model.kind dinosaur needs data of kind `coco`, not `{data.kind}`"]
+        if spec.model.resolution != data.resolution:
+            side = data.resolution
             problems.append(f"model.resolution {spec.model.resolution} differs from the data's {side} x {side} images")
-        if spec.drop_last and spec.batch_size > prepared.data.train.count:
-            problems.append(
-                f"batch_size {spec.batch_size} is larger than the training set of {prepared.data.train.count} with drop_last"
-            )
+        if spec.drop_last and spec.batch_size > data.train.count:
+            problems.append(f"batch_size {spec.batch_size} is larger than the training set of {data.train.count} with drop_last")
+        return problems
+    if isinstance(spec.model, SlotAutoencoderSpec):
+        return [f"model.kind slot_autoencoder needs data of kind `mdsprites`, not `{data.kind}`"]
+    if isinstance(spec.model, DinosaurSpec) and isinstance(spec.model.decoder, CocoAdaptiveDecoder):
+        side = spec.model.decoder.resolution
+        if data.target_resolution != side:
+            problems.append(f"the decoder makes {side} x {side} images, data.target_resolution is {data.target_resolution}")
+        if spec.flip:
+            problems.append("flip=true needs a decoder of features: the stored target images are not mirrored")
+    return problems
+
+
+def _token_problems(spec: TrainSpec, embedded: Any) -> list[str]:
+    if not isinstance(spec.model, DinosaurSpec):
+        return ["online is for models on tokens (model.kind dinosaur)"] if spec.online is not None else []
+    if spec.online is not None:
+        backbone = spec.online
+        problems = ["a step with online features must not need an `embed` step too"] if embedded is not None else []
+    elif not isinstance(embedded, EmbedSpec):
+        return ["model.kind dinosaur needs a step of kind `embed` (features=cached), or features=online"]
+    else:
+        backbone, problems = embedded.backbone, []
+        if spec.flip and not embedded.flips:
+            problems.append("flip=true needs an embed step with flips=true: mirrored tokens are not stored")
+    for name in ("tokens", "feature_size"):
+        mine, theirs = getattr(spec.model, name), getattr(backbone, name)
+        if mine != theirs:
+            problems.append(f"model.{name} {mine} differs from the backbone's {theirs}")
+    return problems
+
+
+def _warm_start_problems(spec: TrainSpec, earlier: Any) -> list[str]:
+    if (spec.warm_start is None) != (earlier is None):
+        return ["warm_start and a need of kind `train` go together"]
+    if isinstance(earlier, TrainSpec) and spec.model.kind != earlier.model.kind:
+        return [f"a model of kind {spec.model.kind} cannot start from one of kind {earlier.model.kind}"]
+    return []
+
+
+def _evaluation_problems(spec: EvaluateSpec, prepared: Any, embedded: Any, trained: TrainSpec) -> list[str]:
+    problems: list[str] = []
+    if isinstance(trained.model, DinosaurSpec) and trained.online is None and not isinstance(embedded, EmbedSpec):
+        problems.append("evaluating a model on stored tokens needs the `embed` step too")
+    if spec.protocol != "own" and isinstance(prepared, PrepareSpec):
+        stored = prepared.data.protocols if isinstance(prepared.data, CocoSpec) else ()
+        if spec.protocol not in stored:
+            problems.append(f"protocol {spec.protocol} is not among the stored masks ({', '.join(stored) or 'none'})")
     return problems

@@ -46,7 +46,7 @@ def build_objective(spec: ObjectiveSpec, *, slot_size: int, num_slots: int, gene
     """
     match spec:
         case ReconstructionObjective():
-            return Reconstruction()
+            return Reconstruction(spec)
         case CovarianceObjective():
             return Covariance(spec, head=_head(spec.projection, slot_size, num_slots, generator))
         case CosineObjective():

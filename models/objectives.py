@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.initialisation import Weights
 from models.slot_model import SlotOutput
-from models.spec import CosineObjective, CovarianceObjective, ProjectionSpec
+from models.spec import CosineObjective, CovarianceObjective, ProjectionSpec, ReconstructionObjective
 
 STD_EPS = 1e-4
 """Added to the variance under the root of the variance hinge (VICReg, and the CovLoss code)."""
@@ -43,10 +43,14 @@ class Objective(nn.Module, ABC):
     """Whether `slot_terms` must see the slots of the whole global batch; else it is a mean over images."""
 
     def reconstruction_B(  # noqa: N802  # the suffix is the shape
-        self, output: SlotOutput, images_BCHW: Float[Tensor, "B 3 H W"]
+        self, output: SlotOutput, targets: Float[Tensor, "B ..."]
     ) -> Float[Tensor, " B"]:
-        """Mean squared error of every image over colours and pixels."""
-        return (output.reconstruction_BCHW.float() - images_BCHW.float()).square().mean(dim=(1, 2, 3))
+        """Mean squared error of every image, over colours and pixels or over tokens and features."""
+        return (output.reconstruction.float() - targets.float()).square().flatten(1).mean(dim=1)
+
+    def sparsity_B(self, output: SlotOutput) -> Float[Tensor, " B"] | None:  # noqa: N802  # the suffix is the shape
+        """The weighted penalty on every image's kept slots; None when there is none."""
+        return None
 
     @abstractmethod
     def slot_terms(self, slots_BKD: Float[Tensor, "B K D"], *, step: int) -> SlotTerms:
@@ -99,9 +103,17 @@ def _norm(spec: ProjectionSpec, num_slots: int) -> nn.Module:
 
 
 class Reconstruction(Objective):
-    """Mean squared error alone."""
+    """Mean squared error, and AdaSlot's penalty on kept slots (arXiv 2406.09196) for a gated model."""
 
     pools_batch = False
+
+    def __init__(self, spec: ReconstructionObjective) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def sparsity_B(self, output: SlotOutput) -> Float[Tensor, " B"] | None:  # noqa: N802  # the suffix is the shape
+        """sparsity * the share of slots that an image keeps; None without a gate."""
+        return None if output.keep_BK is None else self.spec.sparsity * output.keep_BK.float().mean(dim=1)
 
     def slot_terms(self, slots_BKD: Float[Tensor, "B K D"], *, step: int) -> SlotTerms:
         """Nothing is added."""

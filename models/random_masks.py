@@ -23,7 +23,7 @@ class RandomMasks(SlotModel):
         """`noise_BKP` holds one standard-normal draw per slot and pixel."""
         masks_BKP = noise_BKP.float().softmax(dim=1)
         return SlotOutput(
-            reconstruction_BCHW=torch.zeros_like(images_BCHW),
+            reconstruction=torch.zeros_like(images_BCHW),
             masks_BKHW=masks_BKP.view(*masks_BKP.shape[:2], *images_BCHW.shape[2:]),
             slots_BKD=masks_BKP.new_zeros(*masks_BKP.shape[:2], 1),
             attention_BKN=masks_BKP,

@@ -60,5 +60,5 @@ class SlotAutoencoder(SlotModel):
         decoded_M4HW = self.decoder(slots_BKD.flatten(0, 1))
         reconstruction_BCHW, masks_BKHW = mix(decoded_M4HW.reshape(*slots_BKD.shape[:2], *decoded_M4HW.shape[1:]))
         return SlotOutput(
-            reconstruction_BCHW=reconstruction_BCHW, masks_BKHW=masks_BKHW, slots_BKD=slots_BKD, attention_BKN=attention_BKN
+            reconstruction=reconstruction_BCHW, masks_BKHW=masks_BKHW, slots_BKD=slots_BKD, attention_BKN=attention_BKN
         )

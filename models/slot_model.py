@@ -1,6 +1,6 @@
-"""Owns what every slot model is to the training loop: images and noise in, `SlotOutput` out, no randomness inside.
+"""Owns what every slot model is to the training loop: inputs and noise in, `SlotOutput` out, no randomness inside.
 
-Legend: B images, C = 3 colours, H x W pixels, K slots, D slot size, N input positions.
+Legend: B images, C channels, H x W pixels or patches, N tokens, K slots, D slot size, Z noise values per slot.
 """
 
 from __future__ import annotations
@@ -15,21 +15,29 @@ from torch import Tensor, nn
 class SlotOutput(NamedTuple):
     """What a slot model says about a batch; all in float32, also under autocast. (A tuple, so that DDP sees into it.)"""
 
-    reconstruction_BCHW: Float[Tensor, "B 3 H W"]
+    reconstruction: Float[Tensor, "B ..."]
+    """As the target: an image [B,3,H,W], or tokens [B,N,C]."""
     masks_BKHW: Float[Tensor, "B K H W"]
-    """Softmaxed alpha of the decoder: sums to 1 over the slots."""
+    """How the decoder divides the image (or its grid of patches) among the slots: sums to 1 over the (kept) slots."""
     slots_BKD: Float[Tensor, "B K D"]
     """Final slots, un-projected."""
     attention_BKN: Float[Tensor, "B K N"]
     """Softmax over slots of the last iteration, before the renormalisation over inputs."""
+    keep_BK: Float[Tensor, "B K"] | None = None
+    """A gated model's choice, 0 or 1, with the straight-through gradient; None without a gate."""
+    keep_probability_BK: Float[Tensor, "B K"] | None = None
+    """The gate's probability of keeping each slot, before its noise."""
 
 
 class SlotModel(nn.Module, ABC):
     """Base of the models: all noise comes in as an argument, drawn by the loop from counter-based keys."""
 
     noise_shape: tuple[int, int]
-    """Shape (K, D) of one image's standard-normal noise."""
+    """Shape (K, Z) of one image's standard-normal noise: Z = D, and two values more for a gate.
+
+    A gate turns its two columns z into Gumbel noise -log(-log(Phi(z))); equal columns (zeros) are no noise.
+    """
 
     @abstractmethod
-    def forward(self, images_BCHW: Float[Tensor, "B 3 H W"], noise_BKD: Float[Tensor, "B K D"]) -> SlotOutput:
-        """`images_BCHW` in [0, 1]; `noise_BKD` standard normal with `noise_shape`."""
+    def forward(self, inputs: Float[Tensor, "B ..."], noise_BKZ: Float[Tensor, "B K Z"]) -> SlotOutput:
+        """`inputs`: images [B,3,H,W] in [0, 1], or tokens [B,N,C]; `noise_BKZ` standard normal with `noise_shape`."""

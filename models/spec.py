@@ -6,6 +6,7 @@ runs made before it existed then keep their ids (DESIGN: Identity).
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -75,6 +76,111 @@ class SlotAutoencoderSpec(Spec):
         return self
 
 
+class PatchMlpDecoder(Spec):
+    """Slot plus learned position, then an MLP per patch to features and an alpha logit (DINOSAUR; dinosaur.md 1)."""
+
+    kind: Literal["patch_mlp"] = "patch_mlp"
+    hidden: int = Field(default=2048, ge=1)
+    layers: int = Field(default=4, ge=2)
+    """Linear layers, the output layer included."""
+    positions: Literal["normal", "xavier"] = "normal"
+    """The position table's distribution: N(0, 0.02^2) as DINOSAUR, or Xavier-uniform as the CovLoss code."""
+
+
+class PatchTransformerDecoder(Spec):
+    """Autoregressive transformer over patches that attends to the slots (DINOSAUR; dinosaur.md 1)."""
+
+    kind: Literal["patch_transformer"] = "patch_transformer"
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=8, ge=1)
+    feedforward: int = Field(default=3072, ge=1)
+
+
+class CocoAdaptiveDecoder(Spec):
+    """Broadcast to a small grid, an MLP per position, stride-2 layers up to an image (CovLoss on COCO; slot_attention.md 5)."""
+
+    kind: Literal["coco_adaptive"] = "coco_adaptive"
+    channels: int = Field(default=32, ge=1)
+    initial_resolution: int = Field(default=8, ge=1)
+    conv_layers: int = Field(default=6, ge=3)
+    """n: n - 2 doubling layers, one stride-1 layer, the output layer; the image's side is initial_resolution * 2^(n - 2)."""
+
+    @property
+    def resolution(self) -> int:
+        """Side of the reconstructed image, in pixels."""
+        return int(self.initial_resolution * 2 ** (self.conv_layers - 2))
+
+
+TokenDecoderSpec = Annotated[PatchMlpDecoder | PatchTransformerDecoder | CocoAdaptiveDecoder, Field(discriminator="kind")]
+
+
+class GateSpec(Spec):
+    """AdaSlot's gate: every slot is kept or dropped by a hard Gumbel-softmax sample (arXiv 2406.09196; adaslot.md 1)."""
+
+    temperature: float = Field(default=1.0, gt=0)
+
+
+class DinosaurSpec(Spec):
+    """Slot attention on frozen ViT tokens: DINOSAUR, CovLoss's COCO models, AdaSlot (dinosaur.md, adaslot.md)."""
+
+    kind: Literal["dinosaur"] = "dinosaur"
+    tokens: int = Field(default=196, ge=1)
+    """Tokens per image, a square number: the grid of the ViT's patches."""
+    feature_size: int = Field(default=768, ge=1)
+    num_slots: int = Field(default=7, ge=1)
+    num_iterations: int = Field(default=3, ge=1)
+    slot_size: int = Field(default=256, ge=1)
+    adapter: Literal["dinosaur", "covloss"] = "dinosaur"
+    """`dinosaur`: LN, Linear C-C, ReLU, Linear C-D; `covloss`: LN, Linear C-D, ReLU, LN, Linear D-D, ReLU, Linear D-D."""
+    init: Literal["dinosaur", "covloss"] = "dinosaur"
+    """`dinosaur`: torch defaults with zero biases, Xavier slot prior, LN eps 1e-5; `covloss`: as in the autoencoder, eps 1e-3."""
+    decoder: TokenDecoderSpec = PatchMlpDecoder()
+    gate: GateSpec | None = None
+    """`null`: every slot is kept."""
+
+    @property
+    def grid(self) -> int:
+        """Side of the square grid of tokens."""
+        return math.isqrt(self.tokens)
+
+    @model_validator(mode="after")
+    def _square_grid(self) -> DinosaurSpec:
+        if self.grid**2 != self.tokens:
+            raise ValueError(f"tokens {self.tokens} is not a square number: 196 is a 14 x 14 grid")
+        if isinstance(self.decoder, PatchTransformerDecoder) and self.feature_size % self.decoder.heads:
+            raise ValueError(f"feature_size {self.feature_size} is not a multiple of decoder.heads {self.decoder.heads}")
+        if self.gate is not None and not isinstance(self.decoder, PatchMlpDecoder):
+            raise ValueError(
+                f"a gate needs decoder.kind patch_mlp, not {self.decoder.kind}: AdaSlot masks the MLP decoder's alpha"
+            )
+        return self
+
+
+class BackboneSpec(Spec):
+    """A frozen timm ViT: tokens of one block, before the final norm, without prefix tokens (dinosaur.md 1)."""
+
+    name: str = Field(default="vit_base_patch16_224.dino", min_length=1)
+    """timm's name of the architecture and of its pretrained tag."""
+    weights: Literal["pretrained", "file", "random"] = "pretrained"
+    """`pretrained`: timm's download or its cache; `file`: a state dict at `path`; `random`: drawn from seed 0, for rehearsals."""
+    path: str | None = location(None)
+    content: str | None = None
+    """sha256 of the file at `path`, filled in on the login node."""
+    block: int = Field(default=12, ge=1)
+    """Tokens are the output of this block, counted from 1."""
+    tokens: int = Field(default=196, ge=1)
+    feature_size: int = Field(default=768, ge=1)
+    """What the architecture yields; checked when it is built, so that the login node can compare without torch."""
+    normalise: Literal["imagenet", "none"] = "imagenet"
+    """Pixel statistics; CovLoss feeds [0, 1] as it is."""
+
+    @model_validator(mode="after")
+    def _file_has_a_path(self) -> BackboneSpec:
+        if (self.weights == "file") != (self.path is not None):
+            raise ValueError("weights=file and path go together; for pretrained or random weights set path to null")
+        return self
+
+
 class UntrainedScoreSpec(Spec):
     """Masks drawn at random instead of a model: the floor that every score must be read against."""
 
@@ -83,7 +189,7 @@ class UntrainedScoreSpec(Spec):
     num_slots: int = Field(default=5, ge=1)
 
 
-ModelSpec = Annotated[SlotAutoencoderSpec | UntrainedScoreSpec, Field(discriminator="kind")]
+ModelSpec = Annotated[SlotAutoencoderSpec | UntrainedScoreSpec | DinosaurSpec, Field(discriminator="kind")]
 
 
 class ProjectionSpec(Spec):
@@ -96,9 +202,11 @@ class ProjectionSpec(Spec):
 
 
 class ReconstructionObjective(Spec):
-    """Mean squared error alone."""
+    """Mean squared error; with a gated model also a penalty on kept slots."""
 
     kind: Literal["reconstruction"] = "reconstruction"
+    sparsity: float = added(0.0, ge=0)
+    """AdaSlot's lambda: adds sparsity * mean over images and slots of the kept slots' indicator."""
 
 
 class CovarianceObjective(Spec):

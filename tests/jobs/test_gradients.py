@@ -64,7 +64,7 @@ def oracle(name: str, total: int) -> dict[str, Tensor]:
     state = build_state(spec_of(name), torch.device("cpu"))
     images, noise = global_batch(total)
     output = state.model(images, noise)
-    mse = (output.reconstruction_BCHW - images).square().mean()
+    mse = (output.reconstruction - images).square().mean()
     terms = state.objective.slot_terms(output.slots_BKD, step=STEP)
     loss = mse + terms.total
     loss.backward()

@@ -134,7 +134,7 @@ def test_that_outputs_and_gradients_equal_the_plain_formulation(name: str) -> No
     output, expected = ours(images, noise), plain(images, noise)
     for mine, theirs in zip(output, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
-    (output.reconstruction_BCHW - images).square().mean().backward()
+    (output.reconstruction - images).square().mean().backward()
     (expected[0] - images).square().mean().backward()
     for theirs, mine, flipped in pairs(plain, ours):
         assert mine.grad is not None
@@ -154,7 +154,7 @@ def test_that_the_table_one_model_equals_the_plain_formulation() -> None:
 def test_that_a_gradient_reaches_every_parameter(name: str) -> None:
     model = built(SPECS[name])
     images, noise = batch(SPECS[name])
-    (model(images, noise).reconstruction_BCHW - images).square().mean().backward()
+    (model(images, noise).reconstruction - images).square().mean().backward()
     without = [
         name for name, parameter in model.named_parameters() if parameter.grad is None or not bool(parameter.grad.abs().sum() > 0)
     ]
@@ -169,7 +169,7 @@ def test_that_permuting_the_noise_permutes_the_slots_and_leaves_the_reconstructi
     torch.testing.assert_close(permuted.slots_BKD, output.slots_BKD[:, order], atol=1e-5, rtol=0)
     torch.testing.assert_close(permuted.masks_BKHW, output.masks_BKHW[:, order], atol=1e-5, rtol=0)
     torch.testing.assert_close(permuted.attention_BKN, output.attention_BKN[:, order], atol=1e-5, rtol=0)
-    torch.testing.assert_close(permuted.reconstruction_BCHW, output.reconstruction_BCHW, atol=1e-5, rtol=0)
+    torch.testing.assert_close(permuted.reconstruction, output.reconstruction, atol=1e-5, rtol=0)
 
 
 def test_that_the_output_is_a_function_of_images_and_noise_alone() -> None:
@@ -230,7 +230,7 @@ def test_that_training_under_bf16_autocast_gives_finite_fp32_gradients(name: str
     model = built(SPECS[name])
     images, noise = batch(SPECS[name])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = (model(images, noise).reconstruction_BCHW - images).square().mean()
+        loss = (model(images, noise).reconstruction - images).square().mean()
     loss.backward()
     for parameter in model.parameters():
         assert parameter.grad is not None
@@ -257,8 +257,8 @@ def test_that_random_masks_come_from_the_noise_and_have_no_parameters() -> None:
     output = model(images, noise)
     assert torch.equal(output.masks_BKHW.argmax(dim=1).flatten(1), noise.argmax(dim=1))
     torch.testing.assert_close(output.masks_BKHW.sum(dim=1), torch.ones(2, 8, 8))
-    assert output.reconstruction_BCHW.shape == images.shape
-    assert float(output.reconstruction_BCHW.abs().max()) == 0
+    assert output.reconstruction.shape == images.shape
+    assert float(output.reconstruction.abs().max()) == 0
     assert float(output.slots_BKD.abs().max()) == 0
 
 
