@@ -14,13 +14,15 @@ from jobs.attempt import Left, Run
 from jobs.batches import Batch, StepDataset, step_batches
 from jobs.checkpoint import Checkpoint
 from jobs.data.sampler import StepSampler
-from jobs.data.store import ImageStore
 from jobs.distributed import Group
 from jobs.eviction import Verdict
 from jobs.gradients import step_gradients
+from jobs.inputs import Store, needed_run, open_samples
 from jobs.optimizer import learning_rate
-from jobs.spec import TrainSpec
-from jobs.state import PARTS, TrainState
+from jobs.samples import Samples
+from jobs.spec import TrainSpec, WarmStartSpec
+from jobs.state import WEIGHTS, TrainState, loss_parts
+from jobs.warm_start import read_weights, warm_start
 from jobs.watchdog import Watchdog
 
 log = logging.getLogger("jobs")
@@ -33,12 +35,16 @@ class Training:
     run: Run
     spec: TrainSpec
     group: Group
-    data: ImageStore
+    store: Store
     state: TrainState
     watchdog: Watchdog
+    samples: Samples = field(init=False)
     _saved_step: int = 0
     _saved_at: float = field(default_factory=time.monotonic)
     _flushed_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.samples = open_samples(self.run, self.spec, self.store, "train", self.group.device)
 
     def restore(self) -> None:
         """Rank 0 picks the newest valid checkpoint and tells the others which; every rank loads it."""
@@ -47,11 +53,22 @@ class Training:
             found = self.run.restore_point()
             step = -1 if found is None else found.step
             self._note_start(found)
+            if found is None and self.spec.warm_start is not None:
+                self._warm_start(self.spec.warm_start)
         step = self.group.tell_number(step)
         if step >= 0:
             self.state.load(self.run.run_dir.checkpoints / f"step-{step:010d}")
         self.group.copy_from_main([*self.state.model.state_dict().values(), *self.state.objective.state_dict().values()])
         self._saved_step = self.state.step
+
+    def _warm_start(self, spec: WarmStartSpec) -> None:
+        """Take the earlier run's weights (rank 0; the others receive them with the state)."""
+        assert self.run.journal is not None
+        needed, _ = needed_run(self.run, "train")
+        weights = read_weights(needed.output / WEIGHTS)
+        report = warm_start(self.state.model, weights, fresh=spec.fresh, source=needed.id)
+        log.info("from %s: %s", needed.id, report.worded())
+        self.run.journal.event(0, "warm_start", source=needed.id, loaded=len(report.loaded), fresh=list(report.fresh))
 
     def _note_start(self, found: Checkpoint | None) -> None:
         assert self.run.journal is not None
@@ -70,12 +87,13 @@ class Training:
     def steps(self) -> None:
         """Run to the last step, saving and leaving as asked."""
         dataset = StepDataset(
-            images_NHWC=self.data.split("train").images,
+            samples=self.samples,
             sampler=self.sampler(),
             seed=self.spec.seed,
             noise_shape=self.state.model.noise_shape,
             rank=self.group.rank,
             world_size=self.group.world_size,
+            flip=self.spec.flip,
         )
         batches = step_batches(
             dataset,
@@ -94,7 +112,7 @@ class Training:
     def sampler(self) -> StepSampler:
         """Which images make each step's batch."""
         return StepSampler(
-            count=self.data.split("train").images.shape[0],
+            count=self.samples.count,
             batch_size=self.spec.batch_size,
             seed=self.spec.seed,
             drop_last=self.spec.drop_last,
@@ -114,7 +132,7 @@ class Training:
             step=state.step + 1,
             accumulation=spec.runtime.accumulation,
         )
-        names = ["loss", "mse", *PARTS[spec.objective.kind]]
+        names = ["loss", "mse", *loss_parts(spec)]
         zero = torch.zeros((), device=self.group.device)
         local = torch.stack([sums.get(name, zero).float() for name in names])
         totals = self.group.sum_gradients(state.parameters(), local)

@@ -16,9 +16,19 @@ from jobs.spec import TrainSpec
 from models.build import build_model, build_objective
 from models.objectives import Objective
 from models.slot_model import SlotModel
+from models.spec import DinosaurSpec
 
 PARTS = {"reconstruction": (), "covariance": ("covariance", "variance"), "cosine": ("cosine",)}
-"""Named parts of each objective's extra loss, in the order in which ranks exchange them."""
+"""Named parts of each objective's extra loss."""
+WEIGHTS = "model.pt"
+"""The trained weights' name below a training run's output."""
+GATE_PARTS = ("sparsity", "kept_slots", "keep_probability")
+
+
+def loss_parts(spec: TrainSpec) -> tuple[str, ...]:
+    """Named scalars of a step beside loss and mse, in the order in which ranks exchange them."""
+    gated = isinstance(spec.model, DinosaurSpec) and spec.model.gate is not None
+    return PARTS[spec.objective.kind] + (GATE_PARTS if gated else ())
 
 
 @dataclass(kw_only=True)

@@ -13,11 +13,11 @@ import torch
 from jobs import ranks
 from jobs.attempt import Finished, Run, Superseded
 from jobs.contract import Cause, ExitCode, Outcome, Status, read_outcome, write_outcome
-from jobs.data.store import ImageStore
 from jobs.distributed import join
+from jobs.inputs import open_store
 from jobs.loop import Training
 from jobs.spec import TrainSpec
-from jobs.state import build_state, save_weights
+from jobs.state import WEIGHTS, build_state, save_weights
 from jobs.watchdog import Watchdog
 
 
@@ -44,12 +44,12 @@ def train(run: Run) -> Finished:
     group = join(run, precision=spec.precision, timeout_s=spec.runtime.hang_timeout_s)
     if run.is_main:
         ranks.withdraw(run.run_dir, run.ranks)  # everybody is here
-    data = ImageStore.open(run.run_dir.needed(run.frozen.needs["prepare"]).output / "store")
+    store = open_store(run)
     training = Training(
         run=run,
         spec=spec,
         group=group,
-        data=data,
+        store=store,
         state=build_state(spec, group.device),
         watchdog=Watchdog(timeout_s=spec.runtime.hang_timeout_s, on_hang=lambda silent: _on_hang(run, silent)).start(),
     )
@@ -57,7 +57,7 @@ def train(run: Run) -> Finished:
         training.restore()
         training.steps()
         training.save()
-        weights = run.run_dir.output / "model.pt"
+        weights = run.run_dir.output / WEIGHTS
         if run.is_main:
             if not run.owns():
                 raise Superseded

@@ -42,7 +42,7 @@ def summed(group: Group, name: str, total: int, accumulation: int, *, pools: boo
         state.objective.pools_batch = pools
     images, noise = global_batch(total)
     rows = share(total, group.rank, group.world_size)
-    batch = Batch(images[rows], noise[rows], rows, total)
+    batch = Batch(images[rows], images[rows], noise[rows], rows, total)
     sums = step_gradients(state.model, state.objective, batch, group, step=STEP, accumulation=accumulation)
     names = ["loss", "mse", *PARTS[spec_of(name).objective.kind]]
     local = torch.stack([sums.get(one, torch.zeros(())).float() for one in names])

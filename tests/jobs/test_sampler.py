@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jobs.batches import Batch, StepDataset, step_batches
 from jobs.data.sampler import StepSampler, share
 from jobs.randomness import derived_seed, generator, permutation, standard_normal
+from jobs.samples import ImageSamples
 
 COUNT, SIZE = 23, 5
 GOLDEN_NORMAL = [1.3911614418029785, -0.7280451655387878, 0.1358305960893631]
@@ -51,13 +52,13 @@ def batches(
     *, start: int = 0, stop: int = 12, workers: int = 0, rank: int = 0, world_size: int = 1, seed: int = 1
 ) -> list[Batch]:
     sampler = StepSampler(count=COUNT, batch_size=SIZE, seed=seed)
-    dataset = StepDataset(images_NHWC=IMAGES, sampler=sampler, seed=seed, noise_shape=(2, 3), rank=rank, world_size=world_size)
+    dataset = StepDataset(samples=ImageSamples(images_NHWC=IMAGES), sampler=sampler, seed=seed, noise_shape=(2, 3), rank=rank, world_size=world_size)
     return list(step_batches(dataset, start=start, stop=stop, workers=workers, device=torch.device("cpu")))
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
     return len(one) == len(other) and all(
-        torch.equal(a.images_BCHW, b.images_BCHW) and torch.equal(a.noise_BKD, b.noise_BKD) and a[2:] == b[2:]
+        torch.equal(a.inputs, b.inputs) and torch.equal(a.noise_BKZ, b.noise_BKZ) and a[3:] == b[3:]
         for a, b in zip(one, other, strict=True)
     )
 
@@ -71,8 +72,8 @@ def test_that_a_batch_depends_on_seed_and_step_alone(workers: int, start: int) -
 def test_that_another_seed_and_another_step_are_other_batches() -> None:
     assert not same(batches(seed=2), batches(seed=1))
     first, again = batches(stop=1)[0], batches(start=5, stop=6)[0]
-    assert not torch.equal(first.images_BCHW, again.images_BCHW)
-    assert not torch.equal(first.noise_BKD, again.noise_BKD)
+    assert not torch.equal(first.inputs, again.inputs)
+    assert not torch.equal(first.noise_BKZ, again.noise_BKZ)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
@@ -80,16 +81,16 @@ def test_that_ranks_share_the_same_global_batches(world_size: int) -> None:
     ranks = [batches(rank=rank, world_size=world_size) for rank in range(world_size)]
     for step, whole in enumerate(batches()):
         parts = [rank[step] for rank in ranks]
-        assert torch.equal(torch.cat([part.images_BCHW for part in parts]), whole.images_BCHW)
-        assert torch.equal(torch.cat([part.noise_BKD for part in parts]), whole.noise_BKD)
+        assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
+        assert torch.equal(torch.cat([part.noise_BKZ for part in parts]), whole.noise_BKZ)
         assert {part.total for part in parts} == {whole.total}
 
 
 def test_that_images_are_those_of_the_sampler_in_its_order() -> None:
     sampler = StepSampler(count=COUNT, batch_size=SIZE, seed=1)
     for step, batch in enumerate(batches()):
-        assert (batch.images_BCHW[:, 0, 0, 0] * 255).round().tolist() == sampler.global_batch(step).tolist()
-        assert batch.total == len(batch.images_BCHW) == (3 if step % 5 == 4 else 5)
+        assert (batch.inputs[:, 0, 0, 0] * 255).round().tolist() == sampler.global_batch(step).tolist()
+        assert batch.total == len(batch.inputs) == (3 if step % 5 == 4 else 5)
 
 
 def test_that_draws_are_golden_for_ever() -> None:

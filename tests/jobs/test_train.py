@@ -189,7 +189,7 @@ def nan_batches(_: object = None) -> None:
 
     def poisoned(*arguments: Any, **named: Any) -> Any:
         for step, batch in enumerate(load(*arguments, **named), start=named["start"] + 1):
-            yield batch._replace(images_BCHW=batch.images_BCHW * float("nan")) if step >= 5 else batch
+            yield batch._replace(inputs=batch.inputs * float("nan")) if step >= 5 else batch
 
     loop.step_batches = poisoned  # type: ignore[assignment]  # in a fork
 

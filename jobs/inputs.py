@@ -1,0 +1,59 @@
+"""What a run reads of the runs that it needs: their configurations, the prepared store, and a model's samples from it."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import torch
+
+from jobs.attempt import Refused, Run
+from jobs.contract import RunDir
+from jobs.data.coco_store import CocoStore
+from jobs.data.features import FeatureStore
+from jobs.data.store import ImageStore, SplitName
+from jobs.samples import ImageSamples, OnlineSamples, Samples, TokenSamples
+from jobs.spec import AnyJob, CocoSpec, FrozenRun, MultiDSpritesSpec, PrepareSpec, TrainSpec
+from jobs.weights import load_backbone
+from models.spec import CocoAdaptiveDecoder, DinosaurSpec
+
+Store = ImageStore | CocoStore
+
+
+def needed_run(run: Run, kind: str) -> tuple[RunDir, AnyJob]:
+    """Directory and configuration of the needed run of a kind; raises Refused when it is of another kind."""
+    needed = run.run_dir.needed(run.frozen.needs[kind])
+    config = FrozenRun.model_validate_json(needed.spec.read_text(encoding="utf-8")).config
+    if config.kind != kind:
+        raise Refused(f"run {needed.id} is of kind {config.kind!r}, not {kind!r}")
+    return needed, config
+
+
+def open_store(run: Run) -> Store:
+    """The prepared data; raises DataError when it is not whole."""
+    needed, prepared = needed_run(run, "prepare")
+    assert isinstance(prepared, PrepareSpec)
+    path = needed.output / "store"
+    match prepared.data:
+        case MultiDSpritesSpec():
+            return ImageStore.open(path)
+        case CocoSpec():
+            return CocoStore.open(path)
+        case _:
+            assert_never(prepared.data)
+
+
+def open_samples(run: Run, spec: TrainSpec, store: Store, split: SplitName, device: torch.device) -> Samples:
+    """Inputs and targets of the training configuration `spec` on one split; raises DataError, Refused."""
+    if isinstance(store, ImageStore):
+        return ImageSamples(images_NHWC=store.split(split).images)
+    if not isinstance(spec.model, DinosaurSpec):
+        return ImageSamples(images_NHWC=store.images(split))
+    targets = store.targets(split) if isinstance(spec.model.decoder, CocoAdaptiveDecoder) else None
+    if spec.online is not None:
+        backbone = load_backbone(spec.online, device)
+        return OnlineSamples(images_NHWC=store.images(split), backbone=backbone, targets_NTTC=targets)
+    needed, _ = needed_run(run, "embed")
+    features = FeatureStore.open(needed.output / "features").split(split)
+    if features.count != store.count(split):
+        raise Refused(f"run {needed.id} holds {features.count} images of {split}, the prepared data {store.count(split)}")
+    return TokenSamples(features=features, targets_NTTC=targets)
