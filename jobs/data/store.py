@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,39 @@ class FileFacts(BaseModel):
     sha256: str
 
 
+ArrayLayout = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+"""Path below a store -> dtype and shape."""
+
+
+class StoreManifest(Protocol):
+    """What the manifests of all kinds of store have in common. They are frozen pydantic models."""
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """Where the records come from."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, FileFacts]:
+        """Path below the store -> facts."""
+        ...
+
+    def arrays(self) -> ArrayLayout:
+        """Return dtype and shape of every array, by path below the store."""
+        ...
+
+    def with_files(self, files: Mapping[str, FileFacts]) -> Self:
+        """Return the same manifest with the facts of its files."""
+        ...
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return the manifest's content."""
+        ...
+
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+
 class Manifest(BaseModel):
     """The content of `manifest.json`."""
 
@@ -61,7 +94,11 @@ class Manifest(BaseModel):
     files: Mapping[str, FileFacts] = {}
     """Path below the store -> facts."""
 
-    def arrays(self) -> Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    def with_files(self, files: Mapping[str, FileFacts]) -> Manifest:
+        """Return the same manifest with the facts of its files."""
+        return self.model_copy(update={"files": files})
+
+    def arrays(self) -> ArrayLayout:
         """Return dtype and shape of every array, by path below the store."""
         side = self.resolution
         layout: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
@@ -99,17 +136,8 @@ class ImageStore:
         Raises:
             DataError: no manifest, one of another layout, or files that are missing or of another size.
         """
-        manifest = _read_manifest(path / MANIFEST)
-        for name, facts in manifest.files.items():
-            file = path / name
-            try:
-                size = file.stat().st_size
-            except OSError as error:
-                raise DataError(f"cannot be read ({error.strerror})", place=Place(file=str(file)), hint=REBUILD_HINT) from error
-            if size != facts.bytes:
-                raise DataError(
-                    f"{size} bytes long", place=Place(file=str(file)), expected=f"{facts.bytes} bytes", hint=REBUILD_HINT
-                )
+        manifest = read_manifest(path / MANIFEST, Manifest)
+        check_files(path, manifest)
         return cls(path=path, manifest=manifest)
 
     def split(self, name: SplitName) -> Split:
@@ -118,7 +146,9 @@ class ImageStore:
         Raises:
             DataError: an array is not what the manifest says.
         """
-        return Split(**{kind: self._map(f"{name}/{kind}.npy") for kind in ("images", "labels", "factors")})
+        return Split(
+            **{kind: map_array(self.path, self.manifest, f"{name}/{kind}.npy") for kind in ("images", "labels", "factors")}
+        )
 
     def verify(self) -> None:
         """Read every file and compare its sha256 with the manifest (about a second per gigabyte).
@@ -126,24 +156,48 @@ class ImageStore:
         Raises:
             DataError: a file's content is another than at its preparation.
         """
-        for name, facts in self.manifest.files.items():
-            if (found := file_sha256(self.path / name)) != facts.sha256:
-                raise DataError(
-                    f"sha256 is {found}", place=Place(file=str(self.path / name)), expected=facts.sha256, hint=REBUILD_HINT
-                )
+        verify_files(self.path, self.manifest)
 
-    def _map(self, name: str) -> npt.NDArray[Any]:
-        dtype, shape = self.manifest.arrays()[name]
-        place = Place(file=str(self.path / name))
+
+def check_files(path: Path, manifest: StoreManifest) -> None:
+    """Raise DataError unless the manifest lists its arrays and all files have the sizes that it says."""
+    if set(manifest.files) != set(manifest.arrays()):
+        raise DataError(
+            f"lists the files {sorted(manifest.files)}",
+            place=Place(file=str(path / MANIFEST)),
+            expected=f"{sorted(manifest.arrays())}",
+            hint=REBUILD_HINT,
+        )
+    for name, facts in manifest.files.items():
+        file = path / name
         try:
-            array: npt.NDArray[Any] = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"not a .npy array ({error})", place=place, hint=REBUILD_HINT) from error
-        if array.dtype != dtype or array.shape != shape:
-            raise DataError(
-                f"holds {array.dtype} {list(array.shape)}", place=place, expected=f"{dtype} {list(shape)}", hint=REBUILD_HINT
-            )
-        return array
+            size = file.stat().st_size
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror})", place=Place(file=str(file)), hint=REBUILD_HINT) from error
+        if size != facts.bytes:
+            raise DataError(f"{size} bytes long", place=Place(file=str(file)), expected=f"{facts.bytes} bytes", hint=REBUILD_HINT)
+
+
+def verify_files(path: Path, manifest: StoreManifest) -> None:
+    """Read every file and raise DataError when its sha256 is another than the manifest's."""
+    for name, facts in manifest.files.items():
+        if (found := file_sha256(path / name)) != facts.sha256:
+            raise DataError(f"sha256 is {found}", place=Place(file=str(path / name)), expected=facts.sha256, hint=REBUILD_HINT)
+
+
+def map_array(path: Path, manifest: StoreManifest, name: str) -> npt.NDArray[Any]:
+    """Map one array of a store, read-only; raises DataError when it is not what the manifest says."""
+    dtype, shape = manifest.arrays()[name]
+    place = Place(file=str(path / name))
+    try:
+        array: npt.NDArray[Any] = np.load(path / name, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"not a .npy array ({error})", place=place, hint=REBUILD_HINT) from error
+    if array.dtype != dtype or array.shape != shape:
+        raise DataError(
+            f"holds {array.dtype} {list(array.shape)}", place=place, expected=f"{dtype} {list(shape)}", hint=REBUILD_HINT
+        )
+    return array
 
 
 def file_sha256(path: Path) -> str:
@@ -155,14 +209,19 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
+def write_manifest(path: Path, manifest: StoreManifest) -> None:
     """Write `path`/manifest.json atomically and durably, with the bytes and sha256 of the arrays that lie there."""
     facts = {name: FileFacts(bytes=(path / name).stat().st_size, sha256=file_sha256(path / name)) for name in manifest.arrays()}
-    content = manifest.model_copy(update={"files": facts}).model_dump(mode="json")
+    content = manifest.with_files(facts).model_dump(mode="json")
     write_atomically(path / MANIFEST, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, kind: type[AnyModel]) -> AnyModel:
+    """Read a manifest of one kind of store.
+
+    Raises:
+        DataError: there is none, or it is one of another layout.
+    """
     place = Place(file=str(path))
     try:
         text = path.read_text(encoding="utf-8")
@@ -176,13 +235,8 @@ def _read_manifest(path: Path) -> Manifest:
     except UnicodeDecodeError as error:
         raise DataError("not a text file", place=place, hint=REBUILD_HINT) from error
     try:
-        manifest = Manifest.model_validate_json(text)
+        return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise DataError(f"not a manifest of an image store: {key} {first['msg']}", place=place, hint=REBUILD_HINT) from error
-    if set(manifest.files) != set(manifest.arrays()):
-        raise DataError(
-            f"lists the files {sorted(manifest.files)}", place=place, expected=f"{sorted(manifest.arrays())}", hint=REBUILD_HINT
-        )
-    return manifest

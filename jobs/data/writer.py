@@ -18,7 +18,7 @@ import numpy.typing as npt
 from jobs.contract import fsync_directory
 from jobs.data.errors import DataError, Place
 from jobs.data.multi_dsprites import Record, label_map
-from jobs.data.store import Manifest, SplitName
+from jobs.data.store import SplitName, StoreManifest
 
 LOST_HINT = "an earlier attempt's scratch files are gone or damaged: remove the run's directory and submit the run again"
 
@@ -29,7 +29,7 @@ class StoreWriter:
     Plain writes rather than memory maps: a full disk is then an OSError and not a SIGBUS.
     """
 
-    def __init__(self, work: Path, manifest: Manifest, *, may_create: bool) -> None:
+    def __init__(self, work: Path, manifest: StoreManifest, *, may_create: bool) -> None:
         """Open the arrays, creating those that are missing if `may_create`.
 
         Raises:
@@ -60,19 +60,27 @@ class StoreWriter:
 
     def write(self, split: SplitName, *, at: int, records: Sequence[Record]) -> None:
         """Write records to places `at` .. of a split, and wait until they are on disk."""
-        arrays: Mapping[str, npt.NDArray[Any]] = {
-            "images": np.stack([record.image_HW3 for record in records]),
-            "labels": np.stack([label_map(record) for record in records]),
-            "factors": np.stack([record.factors_E9 for record in records]),
-        }
-        for kind, array in arrays.items():
-            handle, header_bytes = self._files[f"{split}/{kind}.npy"]
+        self.put(sprite_rows(split, records), at=at)
+
+    def put(self, rows: Mapping[str, npt.NDArray[Any]], *, at: int) -> None:
+        """Write rows to places `at` .. of the named arrays, and wait until they are on disk."""
+        for name, array in rows.items():
+            handle, header_bytes = self._files[name]
             content = memoryview(array.tobytes())
-            offset = header_bytes + at * (content.nbytes // len(records))
+            offset = header_bytes + at * (content.nbytes // len(array))
             while content.nbytes:
                 written = os.pwrite(handle, content, offset)
                 content, offset = content[written:], offset + written
             os.fsync(handle)
+
+
+def sprite_rows(split: SplitName, records: Sequence[Record]) -> Mapping[str, npt.NDArray[Any]]:
+    """Return what records add to the arrays of their split, by the array's path below the store."""
+    return {
+        f"{split}/images.npy": np.stack([record.image_HW3 for record in records]),
+        f"{split}/labels.npy": np.stack([label_map(record) for record in records]),
+        f"{split}/factors.npy": np.stack([record.factors_E9 for record in records]),
+    }
 
 
 def _create_npy(path: Path, *, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
