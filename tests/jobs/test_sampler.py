@@ -52,7 +52,9 @@ def batches(
     *, start: int = 0, stop: int = 12, workers: int = 0, rank: int = 0, world_size: int = 1, seed: int = 1
 ) -> list[Batch]:
     sampler = StepSampler(count=COUNT, batch_size=SIZE, seed=seed)
-    dataset = StepDataset(samples=ImageSamples(images_NHWC=IMAGES), sampler=sampler, seed=seed, noise_shape=(2, 3), rank=rank, world_size=world_size)
+    dataset = StepDataset(
+        samples=ImageSamples(images_NHWC=IMAGES), sampler=sampler, seed=seed, noise_shape=(2, 3), rank=rank, world_size=world_size
+    )
     return list(step_batches(dataset, start=start, stop=stop, workers=workers, device=torch.device("cpu")))
 
 
@@ -91,6 +93,23 @@ def test_that_images_are_those_of_the_sampler_in_its_order() -> None:
     for step, batch in enumerate(batches()):
         assert (batch.inputs[:, 0, 0, 0] * 255).round().tolist() == sampler.global_batch(step).tolist()
         assert batch.total == len(batch.inputs) == (3 if step % 5 == 4 else 5)
+
+
+def test_that_images_are_mirrored_as_a_function_of_seed_and_step() -> None:
+    ramp = np.broadcast_to(np.array([0, 255], dtype=np.uint8)[None, None, :, None], (COUNT, 2, 2, 3))
+
+    def mirrored(step: int, *, rank: int = 0, world_size: int = 1, seed: int = 1) -> list[float]:
+        dataset = StepDataset(
+            samples=ImageSamples(images_NHWC=ramp), sampler=StepSampler(count=COUNT, batch_size=SIZE, seed=seed), seed=seed,
+            noise_shape=(2, 3), rank=rank, world_size=world_size, flip=True,
+        )  # fmt: skip
+        (batch,) = step_batches(dataset, start=step, stop=step + 1, workers=0, device=torch.device("cpu"))
+        return [float(value) for value in batch.inputs[:, 0, 0, 0]]
+
+    everything = [value for step in range(40) for value in mirrored(step)]
+    assert 0.35 < np.mean(everything) < 0.65
+    assert mirrored(7) == mirrored(7, rank=0, world_size=2) + mirrored(7, rank=1, world_size=2)
+    assert [mirrored(step) for step in range(5)] != [mirrored(step, seed=2) for step in range(5)]
 
 
 def test_that_draws_are_golden_for_ever() -> None:
