@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from orchestrator.errors import Problem
 
 _SHAPE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_$][A-Za-z0-9_$./\-@:\[\]]*)(?P<equals>=)?(?P<value>.*)")
-_HEAD = re.compile(r"[./@:\[]")
+_HEAD = re.compile(r"[./:\[]")
+_PACKAGE = re.compile(r"[@:]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,9 @@ class Override:
 
     @property
     def head(self) -> str:
-        """The top-level name that the key starts with: `model` of `model.num_slots` and of `model/decoder`."""
-        return _HEAD.split(self.key, maxsplit=1)[0]
+        """The top-level name that it writes below: `model` of `model.num_slots` and `model/decoder`, `online` of `backbone@online`."""
+        package = _PACKAGE.split(self.key)[-1] if "@" in self.key else self.key
+        return _HEAD.split(package, maxsplit=1)[0]
 
 
 def split(text: str) -> Override | None:

@@ -186,7 +186,10 @@ def test_that_an_override_reaches_the_jobs_that_have_its_key(composer: Composer)
     assert reached("data=mdsprites_easy") == reached("data.generator.seed=1") == {"prepare"}
     assert reached("model.num_slots=5") == reached("model/decoder=upsampling") == reached("experiment=demo") == {"train"}
     assert reached("noise_seeds=[0]") == {"evaluate"}
-    assert reached("runtime.workers=2") == {"count", "prepare", "train", "evaluate"}
+    assert reached("runtime.workers=2") == {"count", "prepare", "embed", "train", "evaluate"}
+    assert reached("backbone=vit_tiny_random") == {"embed"}
+    assert reached("backbone@online=vit_tiny_random") == reached("online.block=9") == {"train"}
+    assert reached("features=online") == reached("warm_start=gate") == {"train"}
     assert reached("~experiment") == {"train"}
     assert reached("+new=1") == reached("hydra.run.dir=x") == reached("kind=train") == set()
 
@@ -196,7 +199,7 @@ def test_that_an_override_reaches_the_jobs_that_have_its_key(composer: Composer)
     [
         ("modle.num_slots=5", "did you mean `model.num_slots`?"),
         ("lr=1", "override matches nothing in `prepare`, `train`"),
-        ("objective=covarianse", "allowed: cosine, covariance, reconstruction\n  hint: did you mean `covariance`?"),
+        ("objective=covarianse", "sparsity_paper, sparsity_released\n  hint: did you mean `covariance`?"),
         ("model/decoder=up", "unknown option of config group `model/decoder`"),
         ("seed=1,2", "has several values"),
         ("seed=[1", "cannot be read as an override"),
@@ -257,6 +260,22 @@ def test_that_there_is_one_primary_config_per_job_kind(composer: Composer) -> No
         ("train", ["objective=covariance"]),
         ("train", ["objective=cosine"]),
         ("evaluate", []),
+        ("embed", []),
+        ("embed", ["backbone=dino_vitb16_covloss"]),
+        ("embed", ["backbone=vit_tiny_random"]),
+        ("prepare", ["data=coco"]),
+        ("prepare", ["data=coco_covloss"]),
+        ("prepare", ["data=coco_mini"]),
+        ("prepare", ["data=coco_covloss_mini"]),
+        ("train", ["experiment=dinosaur"]),
+        ("train", ["experiment=dinosaur", "model=dinosaur_transformer"]),
+        ("train", ["experiment=dinosaur", "features=online"]),
+        ("train", ["experiment=dinosaur", "features=online", "backbone@online=vit_tiny_random"]),
+        ("train", ["experiment=adaslot", "objective=sparsity_paper", "warm_start=gate"]),
+        ("train", ["experiment=adaslot", "objective=sparsity_released"]),
+        ("train", ["experiment=covloss_coco", "objective=covariance"]),
+        ("train", ["experiment=dinosaur_covloss", "objective=covariance_features"]),
+        ("train", ["experiment=coco_mini"]),
     ],
 )
 def test_that_every_config_names_every_field_of_its_spec(composer: Composer, job: str, overrides: list[str]) -> None:
