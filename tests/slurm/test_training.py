@@ -18,11 +18,13 @@ pytestmark = pytest.mark.slurm
 
 SEEDS = [0, 1] if os.environ.get("ORCH_FULL") == "1" else [0]
 """ORCH_FULL=1: two seeds, as a table has."""
+STEPS = 300
+"""Long enough to be struck three times on a fast machine."""
 
 SWEEP = """
 title: three methods on {tasks} tasks
 base: [experiment=demo, data=mdsprites_easy, data.train.count=256, data.test.first=256, data.test.count=32, steps={steps},
-       batch_size=8, runtime.checkpoint_every_steps=10, runtime.log_every=1, validation.every_steps=1000]
+       batch_size=16, runtime.checkpoint_every_steps=10, runtime.log_every=1, validation.every_steps=1000]
 axes:
   method:
     slot_attn: {{label: Slot-Attn, set: [objective=reconstruction]}}
@@ -80,7 +82,7 @@ def assert_equal_to_untouched(orch: Orch, calm: Orch) -> None:
 @pytest.mark.timeout(1500)
 def test_that_evicted_and_killed_runs_equal_untouched_ones(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     """Two tasks on two nodes; every run evicted twice and killed once without notice; bit-identical in the end."""
-    sweep = write(tmp_path, nodes=2, per_node=1, steps=60, seeds=SEEDS)
+    sweep = write(tmp_path, nodes=2, per_node=1, steps=STEPS, seeds=SEEDS)
     struck = Orch(cluster=slurm_cluster, root=tmp_path / "struck")
     calm = Orch(cluster=slurm_cluster, root=tmp_path / "calm")
     struck("submit", sweep)
@@ -110,7 +112,7 @@ def test_that_evicted_and_killed_runs_equal_untouched_ones(slurm_cluster: SlurmC
     assert "CovLoss" in table
     for run in runs:
         steps = [step for step, name, _ in series(struck.journal(run)) if name == "train/loss"]
-        assert steps == list(range(1, 61))
+        assert steps == list(range(1, STEPS + 1))
     assert_every_point_once(struck)
 
 
@@ -123,13 +125,13 @@ def assert_every_point_once(orch: Orch) -> None:
         (tracked,) = client.search_runs(experiments, f"tags.`orch.run_id` = '{run}'")
         for name in ("train/loss", "train/mse", "train/learning_rate"):
             steps = [point.step for point in client.get_metric_history(tracked.info.run_id, name)]
-            assert sorted(steps) == list(range(1, 61)), f"{run} {name}"
+            assert sorted(steps) == list(range(1, STEPS + 1)), f"{run} {name}"
 
 
 @pytest.mark.timeout(900)
 def test_that_three_ranks_resume_exactly_too(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     """At three ranks DDP's default differs after a resume, since it rebuilds its buckets after the first step."""
-    sweep = write(tmp_path, nodes=1, per_node=3, steps=30, seeds=[0])
+    sweep = write(tmp_path, nodes=1, per_node=3, steps=STEPS // 2, seeds=[0])
     struck = Orch(cluster=slurm_cluster, root=tmp_path / "struck")
     calm = Orch(cluster=slurm_cluster, root=tmp_path / "calm")
     only = ("--only", "method=covloss")
