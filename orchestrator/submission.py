@@ -21,7 +21,7 @@ from orchestrator.store.runs import Store
 from orchestrator.sweep.compose import Composer
 from orchestrator.sweep.expand import expand
 from orchestrator.sweep.grammar import load_sweep
-from orchestrator.sweep.plan import Known, Plan, PlannedRun, plan
+from orchestrator.sweep.plan import WEIGHTS, Known, Plan, PlannedRun, plan
 from orchestrator.workspace import Root
 
 
@@ -30,16 +30,33 @@ def checkout() -> Path:
     return Path(jobs.__file__).resolve().parent.parent
 
 
-def data_content(path: str) -> str:
-    """sha256 of a data file, after checking that it is what it should be; raises UserError."""
+COCO_HINT = (
+    "a folder with train2017/, val2017/ and annotations/instances_{train,val}2017.json (README, COCO); "
+    "without it `data=coco_mini` makes a miniature"
+)
+WEIGHTS_HINT = "give the file that holds the backbone's parameters, or take weights=pretrained (timm's download) with path=null"
+
+
+def content_of(kind: str, path: str) -> str:
+    """sha256 of a data file, of a COCO folder's annotations, or of a weights file, after checking that it is what it should be.
+
+    Raises UserError.
+    """
     from jobs.data.errors import DataError
     from jobs.data.source import check_source, content_hash
 
+    place = Path(path)
+    if kind == "coco" and not place.is_dir():
+        raise UserError(Problem(what="no such folder" if not place.exists() else "is not a folder", value=path, hint=COCO_HINT))
+    if kind == WEIGHTS and not place.is_file():
+        what = "no such file of weights" if not place.exists() else "is not a file of weights"
+        raise UserError(Problem(what=what, value=path, hint=WEIGHTS_HINT))
     try:
-        check_source(MultiDSpritesSpec(path=path, generator=None))
-        return content_hash(Path(path))
+        if kind == "mdsprites":
+            check_source(MultiDSpritesSpec(path=path, generator=None))
+        return content_hash(place)
     except DataError as error:
-        raise UserError(Problem(what=str(error), where="data.path", value=path)) from error
+        raise UserError(Problem(what=str(error), value=path)) from error
 
 
 def make_plan(path: Path, store: Store | None, *, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> Plan:
@@ -49,7 +66,7 @@ def make_plan(path: Path, store: Store | None, *, only: Sequence[str] = (), over
         sweep,
         expand(sweep, only=only, overrides=overrides),
         Composer(checkout() / "jobs" / "conf"),
-        content=data_content,
+        content=content_of,
         existing=lambda run_id: None,
         code_tree=workspace.tree_hash(checkout()),
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from orchestrator.errors import Problem, UserError
 from orchestrator.sweep.document import did_you_mean, listed
-from orchestrator.sweep.model import Cell, Rule, Sweep
+from orchestrator.sweep.model import Cell, Option, Rule, Sweep
 from orchestrator.sweep.overrides import shape_problem
 
 
@@ -25,12 +25,13 @@ def expand(sweep: Sweep, *, only: Sequence[str] = (), overrides: Sequence[str] =
     last = tuple(overrides)
     names = tuple(sweep.axes)
     axes = [
-        [(name, option.name, option.set) for option in axis.options.values() if option.name in wanted.get(name, axis.options)]
+        [option for option in axis.options.values() if option.name in wanted.get(name, axis.options)]
         for name, axis in sweep.axes.items()
     ]
     cells: list[Cell] = []
+    parts: tuple[Option | Rule, ...]
     for point in itertools.product(*axes):
-        coordinates = dict(zip(names, (option for _, option, _ in point), strict=True))
+        coordinates = dict(zip(names, (option.name for option in point), strict=True))
         rules = [rule for rule in sweep.where if _matches(rule, coordinates)]
         if any(rule.skip for rule in rules):
             continue
@@ -38,8 +39,13 @@ def expand(sweep: Sweep, *, only: Sequence[str] = (), overrides: Sequence[str] =
         if cited is not None:
             cells.append(Cell(coordinates=coordinates, overrides=(), cite=cited.cite, source=cited.source))
             continue
-        chosen = itertools.chain(sweep.base, *(setting for _, _, setting in point), *(rule.set for rule in rules), last)
-        cells.append(Cell(coordinates=coordinates, overrides=tuple(chosen)))
+        parts = (*point, *rules)
+        chosen = itertools.chain(sweep.base, *(part.set for part in parts))
+        steps: dict[str, tuple[str, ...]] = {}
+        for part in parts:
+            for step, own in part.steps.items():
+                steps[step] = steps.get(step, ()) + own
+        cells.append(Cell(coordinates=coordinates, overrides=tuple(chosen), steps=steps, last=last))
     if not cells:
         raise UserError(Problem(what="no cell is left", where="--only" if only else sweep.path, value=" ".join(only)))
     return cells

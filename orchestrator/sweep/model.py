@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ class Option:
     name: str
     label: str
     set: tuple[str, ...] = ()
+    steps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """step name -> overrides for that pipeline step alone."""
     note: str = ""
     """Free text for the table (a verdict, a source)."""
 
@@ -32,6 +34,8 @@ class Rule:
 
     when: Mapping[str, frozenset[str]]
     set: tuple[str, ...] = ()
+    steps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """step name -> overrides for that pipeline step alone."""
     skip: bool = False
     cite: float | None = None
     source: str = ""
@@ -44,7 +48,26 @@ class Step:
     name: str
     job: str
     needs: tuple[str, ...] = ()
+    """Steps whose runs it needs, in the cells that have them."""
+    choices: tuple[tuple[str, ...], ...] = ()
+    """Of each of these, the first step that the cell has."""
     set: tuple[str, ...] = ()
+    only: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """axis -> option names: the step belongs to the cells whose coordinates match; empty for all cells."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Every step that it may need."""
+        return (*self.needs, *(name for choice in self.choices for name in choice))
+
+    def needed(self, present: Collection[str]) -> tuple[str, ...]:
+        """The steps that it needs in a cell that has the steps `present`."""
+        firsts = (next((name for name in choice if name in present), None) for choice in self.choices)
+        return (*(name for name in self.needs if name in present), *(name for name in firsts if name is not None))
+
+    def belongs(self, coordinates: Mapping[str, str]) -> bool:
+        """Whether a cell has this step."""
+        return all(coordinates[axis] in options for axis, options in self.only.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +98,8 @@ class Table:
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """row option -> column option (`` without columns) -> the published number, in table units (already scaled)."""
     paper_source: str = ""
-    protocol: str = ""
-    """How the paper's number was measured, where it differs from ours."""
+    protocol: str | Mapping[str, str] = ""
+    """How the paper's number was measured, where it differs from ours; or that by column option."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +131,10 @@ class Cell:
     """axis -> option name."""
     overrides: tuple[str, ...]
     """base, then the options in axis order, then matching `where` rules in file order."""
+    steps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """step name -> overrides for that step alone, from options and rules; they follow `overrides` and the step's own `set`."""
+    last: tuple[str, ...] = ()
+    """`--set`: after everything in the file."""
     cite: float | None = None
     source: str = ""
 

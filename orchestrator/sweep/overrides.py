@@ -23,7 +23,7 @@ class Override:
 
     @property
     def head(self) -> str:
-        """The top-level name that it writes below: `model` of `model.num_slots` and `model/decoder`, `online` of `backbone@online`."""
+        """The top-level name that it writes below: `model` of `model/decoder`, `online` of `backbone@online`."""
         package = _PACKAGE.split(self.key)[-1] if "@" in self.key else self.key
         return _HEAD.split(package, maxsplit=1)[0]
 

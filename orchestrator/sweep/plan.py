@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.spec import CountSpec, EvaluateSpec, PrepareSpec, TrainSpec, check_needs, parse_job_spec
+from jobs.spec import AnyJob, TrainSpec, check_needs, parse_job_spec
 from orchestrator.errors import Problem, UserError
 from orchestrator.identity import canonical, id_of_canonical
 from orchestrator.lifecycle import RunState
@@ -18,8 +18,10 @@ from orchestrator.sweep.model import Cell, Step, Sweep
 from orchestrator.sweep.plan_problems import Faults, invalid, locate, placed
 from orchestrator.sweep.resources import merged
 
-JobSpec = CountSpec | PrepareSpec | TrainSpec | EvaluateSpec
 SHOWN_PROBLEMS = 50
+WEIGHTS = "weights"
+"""What `content` is told of a file of weights; of data it is told the kind of data set."""
+Content = Callable[[str, str], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class PlannedRun:
     kind: str
     step: str
     """The pipeline step that it belongs to (the first one, if several resolve to it)."""
-    spec: JobSpec
+    spec: AnyJob
     config: Mapping[str, Any]
     """The resolved configuration as plain values."""
     needs: Mapping[str, str]
@@ -97,7 +99,7 @@ class Plan:
 class _Resolved:
     """One distinct configuration of a step."""
 
-    spec: JobSpec
+    spec: AnyJob
     config: dict[str, Any]
     canonical: str
 
@@ -107,18 +109,18 @@ def plan(
     cells: Sequence[Cell],
     composer: Composer,
     *,
-    content: Callable[[str], str],
+    content: Content,
     existing: Callable[[str], Known | None],
     code_tree: str = "",
 ) -> Plan:
     """Resolve every cell into runs.
 
-    `content`: path of a data file -> sha256 of its content; raises UserError when the file is missing.
+    `content`: (kind of data set, or `WEIGHTS`; path) -> sha256 of what is there; raises UserError when it is missing.
     `existing`: run id -> what the store knows, or None.
     Raises UserError with all distinct problems, each with the cells that have it.
     """
     work = _Planning(sweep=sweep, composer=composer, content=content, existing=existing)
-    overrides = dict.fromkeys(text for cell in cells for text in cell.overrides)
+    overrides = dict.fromkeys(text for cell in cells for text in (*cell.overrides, *cell.last))
     work.check_overrides(list(overrides))
     planned = [work.cell(cell) for cell in cells]
     problems = work.problems + work.faults.worded()
@@ -137,13 +139,13 @@ class _Planning:
 
     sweep: Sweep
     composer: Composer
-    content: Callable[[str], str]
+    content: Content
     existing: Callable[[str], Known | None]
     runs: dict[str, PlannedRun] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     faults: Faults = field(default_factory=Faults)
     _resolved: dict[tuple[str, tuple[str, ...]], _Resolved | tuple[Problem, ...]] = field(default_factory=dict)
-    _contents: dict[str, str | tuple[Problem, ...]] = field(default_factory=dict)
+    _contents: dict[tuple[str, str], str | tuple[Problem, ...]] = field(default_factory=dict)
     _bad: set[str] = field(default_factory=set)
     _resources: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -151,7 +153,11 @@ class _Planning:
         """Record each override that fits no step at all, once."""
         jobs = [step.job for step in self.sweep.pipeline.values()]
         places = [(text, jobs) for text in overrides]
-        places += [(text, [step.job]) for step in self.sweep.pipeline.values() for text in step.set]
+        for step in self.sweep.pipeline.values():
+            parts = [option.steps for axis in self.sweep.axes.values() for option in axis.options.values()]
+            parts += [rule.steps for rule in self.sweep.where]
+            own = dict.fromkeys((*step.set, *(text for part in parts for text in part.get(step.name, ()))))
+            places += [(text, [step.job]) for text in own]
         for text, at in places:
             problem = self.composer.override_problem(text, at)
             if problem is not None:
@@ -163,25 +169,38 @@ class _Planning:
     def cell(self, cell: Cell) -> PlannedCell:
         """Resolve one cell; its problems are recorded."""
         ids: dict[str, str] = {}
-        if cell.cite is None and not any(text in self._bad for text in cell.overrides):
-            resolved: dict[str, _Resolved] = {}
-            for step in self.sweep.pipeline.values():
-                if not self._step(cell, step, resolved, ids):
-                    break
+        texts = (*cell.overrides, *cell.last, *(text for own in cell.steps.values() for text in own))
+        if cell.cite is None and not any(text in self._bad for text in texts):
+            resolved = self._resolved_steps(cell)
+            for name in () if resolved is None else resolved:
+                self._identify(cell, self.sweep.pipeline[name], resolved or {}, ids)
         return PlannedCell(cell=cell, runs=ids)
 
-    def _step(self, cell: Cell, step: Step, resolved: dict[str, _Resolved], ids: dict[str, str]) -> bool:
-        found = self._resolve(cell, step)
-        if isinstance(found, tuple):
-            for problem in found:
-                self.faults.add(problem, cell)
-            return False
-        resolved[step.name] = found
-        needs = {self.sweep.pipeline[need].job: ids[need] for need in step.needs}
+    def _resolved_steps(self, cell: Cell) -> dict[str, _Resolved] | None:
+        """The configuration of each step that the cell has; None when one has problems, which are recorded."""
+        found: dict[str, _Resolved] = {}
+        for step in self.sweep.pipeline.values():
+            if not step.belongs(cell.coordinates):
+                continue
+            one = self._resolve(cell, step)
+            if isinstance(one, tuple):
+                for problem in one:
+                    self.faults.add(problem, cell)
+                return None
+            found[step.name] = one
+        trained = [one.spec for one in found.values() if isinstance(one.spec, TrainSpec)]
+        if trained and all(spec.online is not None for spec in trained):  # nobody reads stored tokens
+            return {name: one for name, one in found.items() if one.spec.kind != "embed"}
+        return found
+
+    def _identify(self, cell: Cell, step: Step, resolved: Mapping[str, _Resolved], ids: dict[str, str]) -> None:
+        """Give one step its run, whose needs have theirs already."""
+        found, needed = resolved[step.name], step.needed(resolved)
+        needs = {self.sweep.pipeline[need].job: ids[need] for need in needed}
         run_id = id_of_canonical(step.job, found.canonical, needs)
         ids[step.name] = run_id
         if run_id not in self.runs:
-            specs = {self.sweep.pipeline[need].job: resolved[need].spec for need in step.needs}
+            specs = {self.sweep.pipeline[need].job: resolved[need].spec for need in needed}
             for sentence in check_needs(found.spec, specs):
                 self.faults.add(Problem(what=sentence, where=f"{self.sweep.path}: {step.name}"), cell)
             self.runs[run_id] = PlannedRun(
@@ -194,11 +213,11 @@ class _Planning:
                 resources=self._resources[step.name],
                 known=self.existing(run_id),
             )
-        return True
 
     def _resolve(self, cell: Cell, step: Step) -> _Resolved | tuple[Problem, ...]:
         reaches, job = self.composer.reaches, step.job
-        overrides = (*(text for text in cell.overrides if reaches(job, text)), *step.set)
+        common, last = ((text for text in texts if reaches(job, text)) for texts in (cell.overrides, cell.last))
+        overrides = (*common, *step.set, *cell.steps.get(step.name, ()), *last)
         known = self._resolved.get((step.name, overrides))
         if known is None:
             known = self._resolved[step.name, overrides] = self._resolve_new(step, overrides)
@@ -221,28 +240,33 @@ class _Planning:
         return _Resolved(spec=spec, config=config, canonical=canonical(spec))
 
     def _fill_content(self, config: dict[str, Any], step: Step) -> tuple[Problem, ...]:
-        """Make the data file's path absolute and put its hash beside it; the problems of a file that cannot be used.
+        """Make each path of data and weights absolute and put the content's hash beside it; problems of what cannot be used.
 
         A job starts in its run directory, where a path relative to the user's would lead nowhere.
         """
-        data = config.get("data")
-        if not isinstance(data, dict) or not isinstance(data.get("path"), str):
-            return ()
-        path, pinned = str(Path(data["path"]).expanduser().absolute()), data.get("content")
-        if path not in self._contents:
+        problems: list[Problem] = []
+        for name in ("data", "backbone", "online"):
+            part = config.get(name)
+            if isinstance(part, dict) and isinstance(part.get("path"), str):
+                kind = str(part.get("kind")) if name == "data" else WEIGHTS
+                problems += self._fill_one(part, kind, f"{self.sweep.path}: {step.name}: {name}")
+        return tuple(problems)
+
+    def _fill_one(self, part: dict[str, Any], kind: str, where: str) -> tuple[Problem, ...]:
+        path, pinned = str(Path(part["path"]).expanduser().absolute()), part.get("content")
+        if (kind, path) not in self._contents:
             try:
-                self._contents[path] = self.content(path)
+                self._contents[kind, path] = self.content(kind, path)
             except UserError as error:
-                where = f"{self.sweep.path}: {step.name}: data.path"
-                self._contents[path] = tuple(placed(problem, where) for problem in error.problems)
-        found = self._contents[path]
+                self._contents[kind, path] = tuple(placed(problem, f"{where}.path") for problem in error.problems)
+        found = self._contents[kind, path]
         if isinstance(found, tuple):
             return found
         if pinned not in (None, found):
-            where = f"{self.sweep.path}: {step.name}: data.content"
-            what = f"the file {path} has other content than the one asked for"
-            return (Problem(what=what, where=where, value=str(pinned), allowed=found, hint="leave data.content at null"),)
-        data["path"], data["content"] = path, found
+            what = f"{path} has other content than the one asked for"
+            hint = f"leave {where.rpartition(' ')[2]}.content at null"
+            return (Problem(what=what, where=f"{where}.content", value=str(pinned), allowed=found, hint=hint),)
+        part["path"], part["content"] = path, found
         return ()
 
 

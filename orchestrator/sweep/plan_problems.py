@@ -44,8 +44,10 @@ def placed(problem: Problem, where: str) -> Problem:
 
 def locate(sweep: Sweep, override: str) -> str:
     """`file:line` of an override in the sweep's text, `--set` when it is not from the file."""
-    sets = [sweep.base, *(rule.set for rule in sweep.where), *(step.set for step in sweep.pipeline.values())]
-    sets += [option.set for axis in sweep.axes.values() for option in axis.options.values()]
+    options = [option for axis in sweep.axes.values() for option in axis.options.values()]
+    sets = [sweep.base, *(step.set for step in sweep.pipeline.values())]
+    sets += [found for option in options for found in (option.set, *option.steps.values())]
+    sets += [found for rule in sweep.where for found in (rule.set, *rule.steps.values())]
     if not any(override in found for found in sets):
         return sweep.path if " " in override else "--set"
     key = override.partition("=")[0]

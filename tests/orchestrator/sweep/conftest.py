@@ -50,7 +50,7 @@ def planned(composer: Composer) -> Planner:
         *,
         only: Sequence[str] = (),
         overrides: Sequence[str] = (),
-        content: Callable[[str], str] = lambda path: "c" * 64,
+        content: Callable[[str, str], str] = lambda kind, path: "c" * 64,
         existing: Callable[[str], Known | None] = lambda run_id: None,
         code_tree: str = "",
     ) -> Plan:

@@ -36,8 +36,8 @@ def test_that_overrides_come_from_base_then_axes_then_rules_then_the_command_lin
         "seed=0",
         "steps=8",
         "steps=9",
-        "steps=10",
     )
+    assert cells["method=two,seed=0"].last == ("steps=10",)
 
 
 def test_that_skipped_cells_are_absent_and_cited_cells_have_a_number_and_no_overrides() -> None:

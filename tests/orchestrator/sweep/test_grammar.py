@@ -110,7 +110,7 @@ WRONG = [
     ("base: [hydra.run.dir=x]\n", "base[0]: sets Hydra itself", "resources:"),
     ("where: [{if: {metod: one}, skip: true}]\n", "where[0].if.metod: unknown key", "did you mean `method`?"),
     ("where: [{if: {method: won}, skip: true}]\n", "unknown option of axis `method`", "allowed: one, two"),
-    ("where: [{if: {method: one}}]\n", "where[0]: does nothing", "allowed: set, skip, cite"),
+    ("where: [{if: {method: one}}]\n", "where[0]: does nothing", "allowed: set, steps, skip, cite"),
     ("where: [{if: {method: one}, cite: 3}]\n", "`cite` and `source` go together", "says where it is from"),
     ("where: [{if: {method: one}, cite: x, source: y}]\n", "where[0].cite: is not a number", "value:   x"),
     ("where: [{if: {method: one}, skip: true, set: [seed=1]}]\n", "both sets, skips or cites", "use one of the three"),

@@ -83,14 +83,15 @@ def test_that_a_data_file_counts_by_its_content_and_not_by_its_place(planned: Pl
     text = TWO.replace("data=mdsprites_easy", "data=mdsprites")
     asked: list[str] = []
 
-    def content(path: str) -> str:
+    def content(kind: str, path: str) -> str:
+        assert kind == "mdsprites"
         asked.append(path)
         return "a" * 64
 
     at = ["model=slot_attention"]
     here = planned(text, overrides=[*at, "data.path=/here/f.tfrecords"], content=content)
     there = planned(text, overrides=[*at, "data.path=/there/f.tfrecords"], content=content)
-    changed = planned(text, overrides=[*at, "data.path=/here/f.tfrecords"], content=lambda path: "b" * 64)
+    changed = planned(text, overrides=[*at, "data.path=/here/f.tfrecords"], content=lambda kind, path: "b" * 64)
     assert asked == ["/here/f.tfrecords", "/there/f.tfrecords"]
     assert set(here.runs) == set(there.runs)
     assert not set(here.runs) & set(changed.runs)
@@ -104,7 +105,7 @@ def test_that_a_relative_data_path_is_made_absolute_for_the_job(planned: Planner
 
 
 def test_that_a_missing_data_file_is_named_once_with_its_place(planned: Planner, complaint: Complaint) -> None:
-    def missing(path: str) -> str:
+    def missing(kind: str, path: str) -> str:
         raise UserError(Problem(what="no such data file", value=path, hint="download it"))
 
     said = complaint(lambda: planned(TWO, overrides=["data=mdsprites", "model=slot_attention"], content=missing))
@@ -116,7 +117,7 @@ def test_that_a_missing_data_file_is_named_once_with_its_place(planned: Planner,
 def test_that_a_pinned_content_must_be_the_files(planned: Planner, complaint: Complaint) -> None:
     pinned = ["data=mdsprites", "model=slot_attention", f"data.content={'d' * 64}"]
     assert "other content" in complaint(lambda: planned(TWO, overrides=pinned))
-    assert planned(TWO, overrides=pinned, content=lambda path: "d" * 64).runs
+    assert planned(TWO, overrides=pinned, content=lambda kind, path: "d" * 64).runs
 
 
 def test_that_a_cited_cell_has_no_runs(planned: Planner) -> None:

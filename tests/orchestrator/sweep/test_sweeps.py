@@ -27,7 +27,7 @@ def plans(repository: Path, composer: Composer) -> dict[str, Plan]:
     found: dict[str, Plan] = {}
     for name in SWEEPS:
         sweep = load_sweep(repository / "sweeps" / f"{name}.yaml")
-        found[name] = plan(sweep, expand(sweep), composer, content=lambda path: "c" * 64, existing=lambda run_id: None)
+        found[name] = plan(sweep, expand(sweep), composer, content=lambda kind, path: "c" * 64, existing=lambda run_id: None)
     return found
 
 
@@ -84,7 +84,7 @@ def test_that_two_hundred_broken_sweeps_are_valid_or_the_users_error(
     for text in mutations.mutations(texts, count=200, seed=0):
         try:
             sweep = parse_sweep(text, "broken.yaml")
-            plan(sweep, expand(sweep), composer, content=lambda path: "c" * 64, existing=lambda run_id: None)
+            plan(sweep, expand(sweep), composer, content=lambda kind, path: "c" * 64, existing=lambda run_id: None)
             valid += 1
         except UserError as error:
             said = [str(problem) for problem in error.problems]
