@@ -7,25 +7,35 @@ from typing import assert_never
 import torch
 from torch import nn
 
-from models.decoders import FullResolution, Upsampling
+from models.decoders import CocoAdaptive, FullResolution, Upsampling
+from models.dinosaur import Dinosaur, token_adapter
+from models.gate import Gate
 from models.initialisation import Weights
 from models.objectives import Cosine, Covariance, Objective, ProjectionHead, Reconstruction
+from models.patch_mlp import PatchMlp
+from models.patch_transformer import PatchTransformer
 from models.random_masks import RandomMasks
-from models.slot_attention import SlotAttention
+from models.slot_attention import NORM_EPS, SlotAttention
 from models.slot_autoencoder import ConvEncoder, SlotAutoencoder
 from models.slot_model import SlotModel
 from models.spec import (
+    CocoAdaptiveDecoder,
     CosineObjective,
     CovarianceObjective,
+    DinosaurSpec,
     FullResolutionDecoder,
     ModelSpec,
     ObjectiveSpec,
+    PatchMlpDecoder,
+    PatchTransformerDecoder,
     ProjectionSpec,
     ReconstructionObjective,
     SlotAutoencoderSpec,
     UntrainedScoreSpec,
     UpsamplingDecoder,
 )
+
+TORCH_NORM_EPS = 1e-5
 
 
 def build_model(spec: ModelSpec, *, generator: torch.Generator) -> SlotModel:
@@ -35,6 +45,8 @@ def build_model(spec: ModelSpec, *, generator: torch.Generator) -> SlotModel:
             return _autoencoder(spec, Weights(scheme=spec.init, generator=generator))
         case UntrainedScoreSpec():
             return RandomMasks(resolution=spec.resolution, num_slots=spec.num_slots)
+        case DinosaurSpec():
+            return _dinosaur(spec, Weights(scheme=spec.init, generator=generator))
         case _:
             assert_never(spec)
 
@@ -91,6 +103,67 @@ def _decoder(spec: SlotAutoencoderSpec, weights: Weights) -> nn.Module:
                 slot_size=spec.slot_size,
                 channels=spec.decoder.channels,
                 kernel_size=spec.decoder.kernel_size,
+                weights=weights,
+            )
+        case _:
+            assert_never(spec.decoder)
+
+
+def _dinosaur(spec: DinosaurSpec, weights: Weights) -> Dinosaur:
+    norm_eps = NORM_EPS if spec.init == "covloss" else TORCH_NORM_EPS
+    adapter = token_adapter(
+        spec.adapter, feature_size=spec.feature_size, slot_size=spec.slot_size, norm_eps=norm_eps, weights=weights
+    )
+    attention = SlotAttention(
+        input_size=spec.slot_size,
+        slot_size=spec.slot_size,
+        mlp_size=4 * spec.slot_size,
+        iterations=spec.num_iterations,
+        weights=weights,
+        norm_eps=norm_eps,
+    )
+    decoder = _token_decoder(spec, weights)
+    gate = None
+    if spec.gate is not None:  # drawn last: with one seed, the rest is that of the model without a gate
+        gate_weights = Weights(scheme="dinosaur", generator=weights.generator)
+        gate = Gate(slot_size=spec.slot_size, temperature=spec.gate.temperature, weights=gate_weights)
+    return Dinosaur(
+        num_slots=spec.num_slots,
+        slot_size=spec.slot_size,
+        grid=spec.grid,
+        adapter=adapter,
+        attention=attention,
+        gate=gate,
+        decoder=decoder,
+    )
+
+
+def _token_decoder(spec: DinosaurSpec, weights: Weights) -> PatchMlp | PatchTransformer | CocoAdaptive:
+    match spec.decoder:
+        case PatchMlpDecoder():
+            return PatchMlp(
+                slot_size=spec.slot_size,
+                hidden=spec.decoder.hidden,
+                layers=spec.decoder.layers,
+                feature_size=spec.feature_size,
+                positions=weights.position_table(spec.tokens, spec.slot_size, spec.decoder.positions),
+                weights=weights,
+            )
+        case PatchTransformerDecoder():
+            return PatchTransformer(
+                slot_size=spec.slot_size,
+                feature_size=spec.feature_size,
+                layers=spec.decoder.layers,
+                heads=spec.decoder.heads,
+                feedforward=spec.decoder.feedforward,
+                weights=Weights(scheme="covloss", generator=weights.generator),
+            )
+        case CocoAdaptiveDecoder():
+            return CocoAdaptive(
+                initial_resolution=spec.decoder.initial_resolution,
+                doublings=spec.decoder.conv_layers - 2,
+                slot_size=spec.slot_size,
+                channels=spec.decoder.channels,
                 weights=weights,
             )
         case _:

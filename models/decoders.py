@@ -19,6 +19,7 @@ from models.positions import SoftPositions
 OUTPUT_CHANNELS = 4
 """Three colours and one alpha logit, none of them activated."""
 OUTPUT_KERNEL = 3
+COCO_KERNEL = 5
 
 
 class FullResolution(nn.Module):
@@ -61,11 +62,38 @@ class Upsampling(nn.Module):
     def forward(self, slots_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M 4 H W"]:
         """RGB (no activation) and alpha logit of every slot."""
         placed_MSSD = slots_MD[:, None, None, :] + self.positions()
-        hidden = placed_MSSD.permute(0, 3, 1, 2)
-        for layer in self.doubling:
-            hidden = F.relu_(layer(hidden))
-        decoded: Tensor = self.last(F.relu_(self.smooth(hidden)))
-        return decoded
+        return _upsampled(placed_MSSD, self.doubling, self.smooth, self.last)
+
+
+class CocoAdaptive(nn.Module):
+    """As `Upsampling`, with a three-layer MLP per position before the stride-2 layers (CovLoss on COCO)."""
+
+    def __init__(self, *, initial_resolution: int, doublings: int, slot_size: int, channels: int, weights: Weights) -> None:
+        super().__init__()
+        self.positions = SoftPositions(resolution=initial_resolution, channels=slot_size, weights=weights)
+        self.mlp = nn.Sequential(
+            weights.linear(slot_size, channels),
+            nn.ReLU(inplace=True),
+            weights.linear(channels, channels),
+            nn.ReLU(inplace=True),
+            weights.linear(channels, channels),
+        )
+        self.doubling = nn.ModuleList(weights.doubling_conv(channels, channels, COCO_KERNEL) for _ in range(doublings))
+        self.smooth = weights.mirrored_conv(channels, channels, COCO_KERNEL)
+        self.last = weights.mirrored_conv(channels, OUTPUT_CHANNELS, OUTPUT_KERNEL)
+
+    def forward(self, slots_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M 4 H W"]:
+        """RGB (no activation) and alpha logit of every slot."""
+        hidden_MSSC = self.mlp(slots_MD[:, None, None, :] + self.positions())
+        return _upsampled(hidden_MSSC, self.doubling, self.smooth, self.last)
+
+
+def _upsampled(maps_MSSC: Tensor, doubling: nn.ModuleList, smooth: nn.Module, last: nn.Module) -> Tensor:
+    hidden = maps_MSSC.permute(0, 3, 1, 2)
+    for layer in doubling:
+        hidden = F.relu_(layer(hidden))
+    decoded: Tensor = last(F.relu_(smooth(hidden)))
+    return decoded
 
 
 def mix(decoded_BK4HW: Float[Tensor, "B K 4 H W"]) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B K H W"]]:

@@ -1,7 +1,8 @@
 """Owns the initial weights: every layer is built here from one generator, and the global random state is never used.
 
-Two schemes. `covloss`: torch's default distributions. `reference`: Keras' (official slot attention): glorot-uniform
-kernels, orthogonal recurrent kernel, zero biases. Draws happen in construction order, so one seed gives one model.
+Three schemes. `covloss`: torch's default distributions. `reference`: Keras' (official slot attention): glorot-uniform
+kernels, orthogonal recurrent kernel, zero biases. `dinosaur`: torch's defaults with zero biases outside the GRU, and a
+Xavier-uniform slot prior. Draws happen in construction order, so one seed gives one model.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-Scheme = Literal["reference", "covloss"]
+Scheme = Literal["reference", "covloss", "dinosaur"]
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -65,7 +66,7 @@ class Weights:
         """GRU with two biases (torch's equations; Keras' `reset_after` form)."""
         cell = _unfilled(nn.GRUCell, inputs, hidden)
         match self.scheme:
-            case "covloss":
+            case "covloss" | "dinosaur":
                 for parameter in cell.parameters():
                     self._uniform(parameter, 1 / math.sqrt(hidden))
             case "reference":
@@ -79,7 +80,10 @@ class Weights:
 
     @torch.no_grad()
     def slot_prior(self, slot_size: int) -> tuple[nn.Parameter, nn.Parameter]:
-        """`mu` and `log_sigma` of the initial slots, each of shape [D]."""
+        """`mu` and `log_sigma` of the initial slots, each of shape [D].
+
+        The originals hold them as [1,1,D], of which Keras takes fans of 1 and D for Xavier's bound, but torch D and D.
+        """
         mu, log_sigma = torch.empty(slot_size), torch.empty(slot_size)
         match self.scheme:
             case "covloss":
@@ -88,9 +92,42 @@ class Weights:
             case "reference":
                 self._uniform(mu, math.sqrt(6 / (1 + slot_size)))
                 self._uniform(log_sigma, math.sqrt(6 / (1 + slot_size)))
+            case "dinosaur":
+                self._uniform(mu, math.sqrt(3 / slot_size))
+                self._uniform(log_sigma, math.sqrt(3 / slot_size))
             case _:
                 assert_never(self.scheme)
         return nn.Parameter(mu), nn.Parameter(log_sigma)
+
+    @torch.no_grad()
+    def xavier(self, inputs: int, outputs: int, *, bias: bool = False, fan_out: int | None = None) -> nn.Linear:
+        """Dense layer with a Xavier-uniform kernel, whatever the scheme, and a zero bias if any.
+
+        `fan_out`: of the whole matrix, where `outputs` is only a part of it.
+        """
+        layer = _unfilled(nn.Linear, inputs, outputs, bias=bias)
+        self._uniform(layer.weight, math.sqrt(6 / (inputs + (fan_out or outputs))))
+        if bias:
+            layer.bias.zero_()
+        return layer
+
+    @torch.no_grad()
+    def position_table(self, tokens: int, size: int, distribution: Literal["normal", "xavier"]) -> nn.Parameter:
+        """Learned positions [N,D]: N(0, 0.02^2), or Xavier-uniform of that shape."""
+        table = torch.empty(tokens, size)
+        match distribution:
+            case "normal":
+                table.normal_(0, 0.02, generator=self.generator)
+            case "xavier":
+                self._uniform(table, math.sqrt(6 / (tokens + size)))
+            case _:
+                assert_never(distribution)
+        return nn.Parameter(table)
+
+    @torch.no_grad()
+    def start_token(self, size: int) -> nn.Parameter:
+        """The first input of an autoregressive decoder [C]: N(0, 1) * C^-0.5."""
+        return nn.Parameter(torch.empty(size).normal_(0, size**-0.5, generator=self.generator))
 
     @torch.no_grad()
     def _fill(self, weight: Tensor, bias: Tensor | None, *, fan_in: int, fan_out: int) -> None:
@@ -101,6 +138,10 @@ class Weights:
                     self._uniform(bias, 1 / math.sqrt(fan_in))
             case "reference":
                 self._uniform(weight, math.sqrt(6 / (fan_in + fan_out)))
+                if bias is not None:
+                    bias.zero_()
+            case "dinosaur":
+                self._uniform(weight, 1 / math.sqrt(fan_in))
                 if bias is not None:
                     bias.zero_()
             case _:

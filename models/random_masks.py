@@ -1,6 +1,6 @@
 """Owns the floor that scores are read against: masks that are noise, without parameters.
 
-Legend: B images, K slots, H x W pixels, P = H * W.
+Legend: B images, K slots, H x W pixels of the masks, P = H * W.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ class RandomMasks(SlotModel):
 
     def __init__(self, *, resolution: int, num_slots: int) -> None:
         super().__init__()
+        self.resolution = resolution
         self.noise_shape = (num_slots, resolution * resolution)
 
-    def forward(self, images_BCHW: Float[Tensor, "B 3 H W"], noise_BKP: Float[Tensor, "B K P"]) -> SlotOutput:
-        """`noise_BKP` holds one standard-normal draw per slot and pixel."""
+    def forward(self, inputs: Float[Tensor, "B ..."], noise_BKP: Float[Tensor, "B K P"]) -> SlotOutput:
+        """`inputs` are images or tokens; `noise_BKP` holds one standard-normal draw per slot and pixel of the masks."""
         masks_BKP = noise_BKP.float().softmax(dim=1)
         return SlotOutput(
-            reconstruction=torch.zeros_like(images_BCHW),
-            masks_BKHW=masks_BKP.view(*masks_BKP.shape[:2], *images_BCHW.shape[2:]),
+            reconstruction=torch.zeros_like(inputs),
+            masks_BKHW=masks_BKP.view(*masks_BKP.shape[:2], self.resolution, self.resolution),
             slots_BKD=masks_BKP.new_zeros(*masks_BKP.shape[:2], 1),
             attention_BKN=masks_BKP,
         )

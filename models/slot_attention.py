@@ -14,21 +14,30 @@ from torch import Tensor, nn
 from models.initialisation import Weights
 
 NORM_EPS = 1e-3
-"""Keras' default, which the official code and its CovLoss port use."""
+"""Keras' default, which the official code and its CovLoss port use; DINOSAUR's is torch's, 1e-5."""
 ATTENTION_EPS = 1e-8
 
 
 class SlotAttention(nn.Module):
     """Competition of K slots for N inputs, iterated with shared weights; gradients flow through every iteration."""
 
-    def __init__(self, *, input_size: int, slot_size: int, mlp_size: int, iterations: int, weights: Weights) -> None:
+    def __init__(
+        self,
+        *,
+        input_size: int,
+        slot_size: int,
+        mlp_size: int,
+        iterations: int,
+        weights: Weights,
+        norm_eps: float = NORM_EPS,
+    ) -> None:
         super().__init__()
         self.iterations = iterations
         self.scale = slot_size**-0.5
         self.mu, self.log_sigma = weights.slot_prior(slot_size)
-        self.norm_inputs = nn.LayerNorm(input_size, eps=NORM_EPS)
-        self.norm_slots = nn.LayerNorm(slot_size, eps=NORM_EPS)
-        self.norm_mlp = nn.LayerNorm(slot_size, eps=NORM_EPS)
+        self.norm_inputs = nn.LayerNorm(input_size, eps=norm_eps)
+        self.norm_slots = nn.LayerNorm(slot_size, eps=norm_eps)
+        self.norm_mlp = nn.LayerNorm(slot_size, eps=norm_eps)
         self.query = weights.linear(slot_size, slot_size, bias=False)
         self.key = weights.linear(input_size, slot_size, bias=False)
         self.value = weights.linear(input_size, slot_size, bias=False)

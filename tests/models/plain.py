@@ -32,13 +32,13 @@ class PlainPositions(nn.Module):
 
 
 class PlainSlotAttention(nn.Module):
-    def __init__(self, inputs: int, dim: int, mlp: int, iterations: int) -> None:
+    def __init__(self, inputs: int, dim: int, mlp: int, iterations: int, eps: float = 1e-3) -> None:
         super().__init__()
         self.iterations = iterations
         self.mu, self.log_sigma = nn.Parameter(torch.zeros(1, 1, dim)), nn.Parameter(torch.zeros(1, 1, dim))
-        self.norm_inputs = nn.LayerNorm(inputs, eps=1e-3)
-        self.norm_slots = nn.LayerNorm(dim, eps=1e-3)
-        self.norm_mlp = nn.LayerNorm(dim, eps=1e-3)
+        self.norm_inputs = nn.LayerNorm(inputs, eps=eps)
+        self.norm_slots = nn.LayerNorm(dim, eps=eps)
+        self.norm_mlp = nn.LayerNorm(dim, eps=eps)
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(inputs, dim, bias=False)
         self.value = nn.Linear(inputs, dim, bias=False)

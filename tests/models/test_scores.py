@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from models import scores
+from models import clustering, scores
 
 GT = [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [2, 2, 0, 0]]
 F1 = [[0, 0, 0, 3], [0, 1, 1, 3], [0, 1, 3, 3], [2, 2, 2, 0]]
@@ -34,6 +34,7 @@ GOLDEN = {
     "F6 one class": (GT_ONE_CLASS, F1, (0.283333, 0.0, 0.5, 0.5, 0, 0.0)),
 }
 SCORES = (scores.ari, scores.fg_ari, scores.best_overlap, scores.hungarian_miou, scores.corloc, scores.recovery)
+ALL_SCORES = (*SCORES, scores.miou_gd, clustering.purity, clustering.nmi, clustering.ami)
 
 
 def table(labels: object, predictions: object, *, num_labels: int = 3, num_predictions: int = 5) -> Tensor:
@@ -48,6 +49,21 @@ def test_that_scores_equal_the_golden_fixtures(name: str) -> None:
     labels, predictions, expected = GOLDEN[name]
     found = [float(score(table(labels, predictions))) for score in SCORES]
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+GOLDEN_GD = {"F1": (F1, 0.472222), "F2": (F2, 0.333333), "F3": (F3, 0.666667), "F4": (F4, 0.25), "F5": (F5, 0.642857)}
+
+
+@pytest.mark.parametrize("name", GOLDEN_GD)
+def test_that_miou_gd_equals_the_golden_fixtures(name: str) -> None:
+    predictions, expected = GOLDEN_GD[name]
+    assert float(scores.miou_gd(table(GT, predictions))) == pytest.approx(expected, abs=1e-6)
+
+
+def test_that_miou_gd_counts_a_background_only_where_there_is_one() -> None:
+    full = [[1, 1, 2, 2]]
+    assert float(scores.miou_gd(table(full, [[0, 0, 1, 2]]))) == pytest.approx(0.75)
+    assert float(scores.miou_gd(table([[0, 1, 2, 2]], [[0, 0, 1, 2]]))) == pytest.approx(1 / 3)
 
 
 def test_that_f1_has_the_golden_iou_matrix() -> None:
@@ -104,8 +120,11 @@ def test_that_one_stray_pixel_of_a_single_object_costs_the_whole_fg_ari() -> Non
 
 
 def test_that_an_image_without_objects_is_nan_and_spoils_no_other() -> None:
-    found = [score(table([F4, GT], [F1, GT])) for score in SCORES[1:]]
-    assert all(math.isnan(values[0]) and values[1] == 1 for values in found)
+    found = {score: score(table([F4, GT], [F1, GT])) for score in ALL_SCORES[1:]}
+    assert all(math.isnan(values[0]) for values in found.values())
+    assert {score: float(values[1]) for score, values in found.items()} == pytest.approx(
+        {score: 2 / 3 if score is scores.miou_gd else 1.0 for score in found}
+    )
     assert scores.object_counts(table([F4, GT], [F1, GT])).tolist() == [0, 2]
 
 
@@ -114,7 +133,8 @@ def test_that_an_image_of_void_alone_is_nan_in_every_score() -> None:
         torch.tensor([GT]), torch.tensor([F1]), num_labels=3, num_predictions=5, valid=torch.zeros(1, 4, 4, dtype=torch.bool)
     )
     assert int(void.sum()) == 0
-    assert all(math.isnan(score(void)) for score in SCORES)
+    assert all(math.isnan(score(void)) for score in ALL_SCORES)
+    assert all(math.isnan(values) for values in clustering.pair_scores(void))
 
 
 def test_that_void_pixels_are_counted_nowhere() -> None:
@@ -125,6 +145,23 @@ def test_that_void_pixels_are_counted_nowhere() -> None:
     left = table(np.array(GT)[:, :2], np.array(F1)[:, :2], num_predictions=4)
     cropped = torch.cat((table(GT[1:], F1[1:], num_predictions=4), left))
     assert torch.equal(counts, cropped)
+
+
+@pytest.mark.parametrize(("num_labels", "num_predictions"), [(51, 5), (3, 85), (128, 255), (1000, 40)])
+def test_that_counts_are_exact_for_every_number_of_cells_and_way_of_counting(num_labels: int, num_predictions: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, num_labels, (3, 9, 7), generator=generator)
+    predictions = torch.randint(0, num_predictions, (3, 9, 7), generator=generator)
+    labels[:, 0, 0], predictions[:, 0, 0] = num_labels - 1, num_predictions - 1
+    valid = torch.rand(3, 9, 7, generator=generator) > 0.2
+    expected = torch.zeros(3, num_labels, num_predictions, dtype=torch.int64)
+    for image, row, column in valid.nonzero().tolist():
+        expected[image, labels[image, row, column], predictions[image, row, column]] += 1
+    sizes = {"num_labels": num_labels, "num_predictions": num_predictions}
+    assert torch.equal(scores.contingency(labels, predictions, valid=valid, **sizes), expected)
+    cells = torch.where(valid, labels * num_predictions + predictions, num_labels * num_predictions).flatten(1)
+    for count in (scores._count_by_image, scores._count_at_once):
+        assert torch.equal(count(cells, bins=num_labels * num_predictions + 1)[:, :-1], expected.flatten(1))
 
 
 def test_that_single_objects_can_be_told_apart() -> None:
@@ -147,9 +184,9 @@ def test_that_byte_labels_do_not_overflow() -> None:
 def test_that_bf16_autocast_changes_no_score() -> None:
     counts = table([GT] * 3, [F1, F2, F5])
     masks = torch.rand(3, 5, 16, 16, generator=torch.Generator().manual_seed(0))
-    outside = [score(counts) for score in SCORES] + [scores.stripe(masks)]
+    outside = [score(counts) for score in ALL_SCORES] + [scores.stripe(masks)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = [score(table([GT] * 3, [F1, F2, F5])) for score in SCORES] + [scores.stripe(masks)]
+        inside = [score(table([GT] * 3, [F1, F2, F5])) for score in ALL_SCORES] + [scores.stripe(masks)]
     assert all(torch.equal(a, b) and b.dtype == torch.float64 for a, b in zip(outside, inside, strict=True))
 
 
@@ -199,13 +236,13 @@ def test_that_renaming_slots_or_objects_changes_no_score(
 ) -> None:
     counts = table(*maps, num_labels=5, num_predictions=7)
     renamed = counts[:, [0, *(1 + i for i in objects)]][:, :, slots]
-    for score in SCORES:
+    for score in ALL_SCORES:
         torch.testing.assert_close(score(renamed), score(counts), equal_nan=True)
 
 
 def test_that_empty_slots_and_absent_labels_change_no_score() -> None:
     small, large = table(GT, F5, num_labels=3, num_predictions=3), table(GT, F5, num_labels=9, num_predictions=11)
-    assert all(torch.equal(score(small), score(large)) for score in SCORES)
+    assert all(torch.allclose(score(small), score(large), rtol=1e-14) for score in ALL_SCORES)
 
 
 def disc(size: int, radius: float) -> Tensor:

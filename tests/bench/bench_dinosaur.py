@@ -1,0 +1,146 @@
+"""Training throughput and memory of DINOSAUR on cached features against the plain formulation, side by side.
+
+    OMP_NUM_THREADS=1 python tests/bench/bench_dinosaur.py [--slots 7 33] [--repeats 5] [--threads 1] [--bf16] [--json]
+
+A step is forward, mean squared error and backward on one fixed batch (no optimiser, no loader, no ViT). The variants take
+turns, so that a busy machine slows both. Memory is what a step adds at its peak (on the CPU: of a forked process, which
+takes one step), and what autograd holds between forward and backward beside the parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "models")]
+
+from plain_dinosaur import twins  # noqa: E402  # found through the path above
+
+from models.spec import DinosaurSpec, PatchMlpDecoder  # noqa: E402
+
+Step = Callable[[], Tensor]
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def training_step(model: nn.Module, tokens: Tensor, noise: Tensor, *, low_precision: bool) -> Step:
+    device = tokens.device.type
+    scope: Callable[[], AbstractContextManager[None]] = (
+        (lambda: torch.autocast(device, dtype=torch.bfloat16)) if low_precision else nullcontext
+    )
+
+    def step() -> Tensor:
+        for parameter in model.parameters():
+            parameter.grad = None
+        with scope():
+            output = model(tokens, noise)
+            loss = (output[0].float() - tokens).square().mean()
+        loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return output[0].detach().float()
+
+    return step
+
+
+def measure(steps: dict[str, Step], repeats: int) -> dict[str, float]:
+    """Median seconds per step, after one warm-up each."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def peak_mib(step: Step, device: str) -> float:
+    """What one step adds to the memory in use, at its peak."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+        step()
+        os.write(send, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident).encode())
+        os._exit(0)
+    os.close(send)
+    with os.fdopen(receive) as answer:
+        added = int(answer.read())
+    os.waitpid(child, 0)
+    return added / 2**20
+
+
+def held_mib(step: Step, parameters: list[nn.Parameter]) -> float:
+    """Bytes that autograd keeps for the backward pass, each storage once, parameters left out."""
+    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    held: dict[int, int] = {}
+    alive: list[Tensor] = []  # a freed storage's address may come again
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            held[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(held.values()) / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slots", type=int, nargs="+", default=[7, 33])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    report: dict[str, float] = {"batch": options.batch, "threads": options.threads}
+    for slots in options.slots:
+        spec = DinosaurSpec(num_slots=slots, decoder=PatchMlpDecoder(hidden=2048, layers=4))
+        generator = torch.Generator().manual_seed(1)
+        tokens = torch.randn(options.batch, spec.tokens, spec.feature_size, generator=generator).to(options.device)
+        noise = torch.randn(options.batch, slots, spec.slot_size, generator=generator).to(options.device)
+        ours, plain = twins(spec)
+        models = {"plain": plain.to(options.device), "ours": ours.to(options.device)}
+        steps = {name: training_step(model, tokens, noise, low_precision=options.bf16) for name, model in models.items()}
+        label = f"K={slots}"
+        for name, step in steps.items():
+            report[f"{label}/{name}_peak_mib"] = peak_mib(step, options.device)
+        for name, step in steps.items():
+            report[f"{label}/{name}_held_mib"] = held_mib(step, list(models[name].parameters()))
+        report[f"{label}/max_difference"] = float((steps["ours"]() - steps["plain"]()).abs().max())
+        medians = measure(steps, options.repeats)
+        report |= {f"{label}/{name}_s": value for name, value in medians.items()}
+        report[f"{label}/ratio"] = medians["plain"] / medians["ours"]
+    if options.json:
+        print(json.dumps(report))
+        return
+    for name, value in report.items():
+        print(f"{name:28s} {value:.6g}")
+
+
+if __name__ == "__main__":
+    main()
