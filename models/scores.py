@@ -15,6 +15,8 @@ from torch import Tensor
 
 OVERLAP_THRESHOLD = 0.5
 """An object counts as found when its best IoU is strictly above this."""
+INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+"""Narrowest first."""
 NO_VARIANCE = 1e-12
 """Summed mask variance below which masks count as constant."""
 
@@ -32,16 +34,31 @@ def contingency(
     Raises ValueError for an id outside 0 .. number - 1 (also on a void pixel of the predictions or labels).
     """
     for name, ids, number in (("label", labels_BHW, num_labels), ("prediction", predictions_BHW, num_predictions)):
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < number:
-            raise ValueError(f"{name} ids run from {int(ids.min())} to {int(ids.max())}, allowed are 0 to {number - 1}")
-    batch = labels_BHW.shape[0]
-    cells = batch * num_labels * num_predictions
-    image_B11 = torch.arange(batch, device=labels_BHW.device)[:, None, None]
-    cell_BHW = (image_B11 * num_labels + labels_BHW) * num_predictions + predictions_BHW  # int64 by the image index
+        if ids.numel():
+            least, largest = (int(one) for one in torch.aminmax(ids))
+            if not 0 <= least <= largest < number:
+                raise ValueError(f"{name} ids run from {least} to {largest}, allowed are 0 to {number - 1}")
+    cells = num_labels * num_predictions
+    narrow = next(dtype for dtype in INTEGERS if torch.iinfo(dtype).max >= cells)
+    cell_BHW = labels_BHW.to(narrow) * num_predictions + predictions_BHW.to(narrow)
     if valid is not None:
         cell_BHW = torch.where(valid, cell_BHW, cells)  # one bin more for void pixels: no data-dependent shape
-    counts = torch.bincount(cell_BHW.flatten(), minlength=cells + 1)[:cells]
-    return counts.view(batch, num_labels, num_predictions)
+    count = _count_at_once if labels_BHW.is_cuda else _count_by_image
+    counts_BM = count(cell_BHW.flatten(1), bins=cells + 1)
+    return counts_BM[:, :cells].reshape(-1, num_labels, num_predictions)
+
+
+def _count_by_image(cells_BP: Integer[Tensor, "B P"], *, bins: int) -> Int[Tensor, "B M"]:
+    """Counts of the values 0 .. bins - 1 in each row: narrow integers and few bins are what a CPU counts fastest."""
+    if not len(cells_BP):
+        return torch.zeros(0, bins, dtype=torch.int64)
+    return torch.stack([torch.bincount(cells_P, minlength=bins) for cells_P in cells_BP])
+
+
+def _count_at_once(cells_BP: Integer[Tensor, "B P"], *, bins: int) -> Int[Tensor, "B M"]:
+    """The same in one call for all rows, as a GPU wants it."""
+    rows_B1 = torch.arange(len(cells_BP), device=cells_BP.device)[:, None] * bins
+    return torch.bincount((cells_BP + rows_B1).flatten(), minlength=len(cells_BP) * bins).view(-1, bins)
 
 
 def ari(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, " B"]:
@@ -49,11 +66,11 @@ def ari(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, " B"]:
 
     Where the index is 0 / 0 (one cluster on both sides, or singletons on both) it is 1.
     """
-    pairs_B = _pairs(counts_BCK).sum(dim=(1, 2))
-    label_pairs_B = _pairs(counts_BCK.sum(dim=2)).sum(dim=1)
-    predicted_pairs_B = _pairs(counts_BCK.sum(dim=1)).sum(dim=1)
+    pairs_B = pairs(counts_BCK).sum(dim=(1, 2))
+    label_pairs_B = pairs(counts_BCK.sum(dim=2)).sum(dim=1)
+    predicted_pairs_B = pairs(counts_BCK.sum(dim=1)).sum(dim=1)
     total_B = counts_BCK.sum(dim=(1, 2))
-    all_pairs_B = _pairs(total_B)
+    all_pairs_B = pairs(total_B)
     alike_B = (label_pairs_B == predicted_pairs_B) & ((label_pairs_B == 0) | (label_pairs_B == all_pairs_B))
     expected_B = label_pairs_B.double() * (predicted_pairs_B.double() / all_pairs_B.clamp(min=1).double())
     largest_B = (label_pairs_B.double() + predicted_pairs_B.double()) / 2
@@ -78,11 +95,21 @@ def best_overlap(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, " B"]:
 
 def hungarian_miou(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, " B"]:
     """IoU under the one-to-one matching of objects and segments that maximises it; an unmatched object counts 0."""
-    iou_BCK = object_iou(counts_BCK)
-    matched = [float(iou_CK[linear_sum_assignment(iou_CK, maximize=True)].sum()) for iou_CK in iou_BCK.cpu().numpy()]
-    total_B = torch.tensor(matched, dtype=torch.float64, device=counts_BCK.device)
     objects_B = object_counts(counts_BCK)
-    return torch.where(objects_B > 0, total_B / objects_B, torch.nan)
+    return torch.where(objects_B > 0, _matched_iou(counts_BCK) / objects_B, torch.nan)
+
+
+def miou_gd(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, " B"]:
+    """mIoU as the gorkaydemir code counts it (metrics.md 2): for comparison with its numbers only.
+
+    Its matching holds the background, if there is any, as one object more that has IoU 0 with everything, and its mean runs
+    over the matched pairs: min(segments with a pixel, objects and background). NaN for an image without objects.
+    """
+    objects_B = object_counts(counts_BCK)
+    truths_B = (counts_BCK.sum(dim=2) > 0).sum(dim=1)
+    segments_B = (counts_BCK.sum(dim=1) > 0).sum(dim=1)
+    pairs_B = torch.minimum(truths_B, segments_B)
+    return torch.where(objects_B > 0, _matched_iou(counts_BCK) / pairs_B, torch.nan)
 
 
 def corloc(counts_BCK: Int[Tensor, "B C K"]) -> Float[Tensor, " B"]:
@@ -119,7 +146,19 @@ def stripe(masks_BKHW: Float[Tensor, "B K H W"]) -> Float[Tensor, " B"]:
     return torch.where(variance_B > NO_VARIANCE, torch.maximum(rows_BK, columns_BK).sum(dim=1) / variance_B, torch.nan)
 
 
-def _pairs(counts: Tensor) -> Tensor:
+def matched_total(weights_BCK: Float[Tensor, "B C K"]) -> Float[Tensor, " B"]:
+    """Largest total of non-negative weights over one-to-one matchings of rows and columns (Hungarian method)."""
+    matched = [
+        float(weights_CK[linear_sum_assignment(weights_CK, maximize=True)].sum()) for weights_CK in weights_BCK.cpu().numpy()
+    ]
+    return torch.tensor(matched, dtype=torch.float64, device=weights_BCK.device)
+
+
+def _matched_iou(counts_BCK: Tensor) -> Tensor:
+    return matched_total(object_iou(counts_BCK))
+
+
+def pairs(counts: Tensor) -> Tensor:
     """Ordered pairs of different pixels, n (n - 1)."""
     return counts * (counts - 1)
 
