@@ -1,4 +1,4 @@
-"""Pictures of masks: one row per image, columns image, true masks, predicted masks, reconstruction, then every slot."""
+"""Pictures of masks: a row per image; image, true masks, predicted masks, reconstruction (of tokens: target, too), slots."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jobs.scoring import Look
+from jobs.looks import Look
+from jobs.protocols import VOID
 
 GAP = 2
 """White pixels between tiles."""
+SLOT_COLUMNS = 11
+"""Of more slots than these, the ones that own most pixels are shown."""
 LEAST_SIDE = 96
 """Small images are enlarged (nearest neighbour) to at least this many pixels a side."""
 
@@ -23,16 +26,41 @@ def palette(count: int) -> np.ndarray:
     return (np.array(colours[:count]) * 255).astype(np.uint8)
 
 
+def _resized(values: np.ndarray, side: int, *, smooth: bool = False) -> np.ndarray:
+    """Square array [S,S] or [S,S,3] at another side."""
+    if values.shape[0] == side:
+        return values
+    way = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(values).resize((side, side), way))
+
+
+def _truth(labels_HW: np.ndarray) -> np.ndarray:
+    """Colours of labels; void is white."""
+    void_HW = labels_HW == VOID
+    shown_HW = np.where(void_HW, 0, labels_HW)
+    colours: np.ndarray = np.where(void_HW[..., None], np.uint8(255), palette(int(shown_HW.max()) + 1)[shown_HW])
+    return colours
+
+
 def _tiles(look: Look) -> list[np.ndarray]:
-    slots = look.masks_KHW.shape[0]
-    predicted = palette(slots + 1)[1 + look.masks_KHW.argmax(axis=0)]
-    truth = palette(int(look.labels_HW.max()) + 1)[look.labels_HW]
-    on_white = look.reconstruction_HWC[None] * look.masks_KHW[..., None] + 255.0 * (1.0 - look.masks_KHW[..., None])
-    return [look.image_HWC, truth, predicted, look.reconstruction_HWC, *on_white.round().astype(np.uint8)]
+    side = look.image_HWC.shape[0]
+    masks_KHW = np.stack([_resized(mask, side, smooth=True) for mask in look.masks_KHW])
+    slots = masks_KHW.shape[0]
+    owner_HW = masks_KHW.argmax(axis=0)
+    predicted = palette(slots + 1)[1 + owner_HW]
+    reconstruction = _resized(look.reconstruction_HWC, side)
+    tokens = [] if look.target_HWC is None else [_resized(look.target_HWC, side)]
+    shown = np.arange(slots)
+    if slots > SLOT_COLUMNS:
+        shown = np.sort(np.argsort(-np.bincount(owner_HW.ravel(), minlength=slots), kind="stable")[:SLOT_COLUMNS])
+    inside = reconstruction if look.target_HWC is None else look.image_HWC
+    on_white = inside[None] * masks_KHW[shown, ..., None] + 255.0 * (1.0 - masks_KHW[shown, ..., None])
+    truth = _resized(_truth(look.labels_HW), side)
+    return [look.image_HWC, truth, predicted, *tokens, reconstruction, *on_white.clip(0, 255).round().astype(np.uint8)]
 
 
 def draw_panel(looks: Sequence[Look]) -> Image.Image:
-    """The panel of some images (all of one size, with one number of slots)."""
+    """The panel of some images (all of one size, with one number of slots). Tiles are as large as the image."""
     rows: list[np.ndarray] = []
     for look in looks:
         side = look.image_HWC.shape[0]

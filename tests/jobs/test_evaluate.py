@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from running import attempt, outcome_of, said, train_config, train_run
 
 from jobs import evaluate as job
@@ -21,8 +20,9 @@ from jobs.data.store import ImageStore
 from jobs.evaluate import summarise
 from jobs.forks import make_run
 from jobs.metrics import METRICS
-from jobs.panels import GAP, draw_panel, save_panel
-from jobs.scoring import Look, score_images
+from jobs.protocols import label_set
+from jobs.samples import ImageSamples
+from jobs.scoring import Scored, score_images
 from jobs.spec import TrainSpec
 from jobs.state import build_state
 
@@ -57,6 +57,11 @@ def test_that_scores_are_a_mean_and_a_spread_over_noise(trained: Path, tmp_path:
     assert outcome.values["eval/mse_noise_sd"] == pytest.approx(float(np.std(per_seed, ddof=1)))
     assert outcome.values["eval/mse_noise_sd"] > 0
     assert outcome.values["eval/images"] == 6
+    assert outcome.values["eval/images_without_objects"] == 0
+    assert "eval/kept_slots" not in outcome.values
+    assert not (run_dir.artifacts / "kept_slots.png").exists()
+    assert "eval/mbo_class" not in outcome.values
+    assert 0 < outcome.values["eval/nmi"] <= 1
     assert set(outcome.values) <= set(METRICS["evaluate"])
     assert (run_dir.artifacts / "masks.png").exists()
 
@@ -86,6 +91,52 @@ def test_that_an_interrupted_evaluation_scores_the_same(trained: Path, tmp_path:
     assert scores(plain) == scores(struck)
 
 
+def test_that_an_evaluation_struck_within_a_noise_seed_scores_the_same(trained: Path, tmp_path: Path) -> None:
+    for name in ("plain", "struck"):
+        (tmp_path / name).mkdir()
+    plain, struck = (evaluation(trained, tmp_path / name, noise_seeds=[0, 1]) for name in ("plain", "struck"))
+    calls: list[tuple[int, int]] = []
+
+    def small() -> None:
+        job.PIECE_IMAGES = 4  # in a fork: two pieces of 4 and 2 images
+
+    def hook() -> None:
+        small()
+        score = job.score_images
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            found = score(*arguments, **named)
+            calls.append((named["noise_seed"], named["first"]))
+            if calls[-1] == (1, 0):
+                os.kill(os.getpid(), signal.SIGTERM)
+                while not _pending_seen():
+                    pass
+            return found
+
+        job.score_images = watched
+
+    assert attempt(plain, hook=small) == [0], said(plain)
+    assert attempt(struck, hook=hook) == [ExitCode.STOPPED], said(struck)
+    assert outcome_of(struck).step == 3
+    assert attempt(struck, hook=small) == [0], said(struck)
+    assert scores(plain) == scores(struck)
+    assert outcome_of(struck).values["eval/images"] == 6
+
+
+def test_that_progress_survives_a_checkpoint(tmp_path: Path) -> None:
+    progress = job.Progress()
+    for first_seed in (True, False):
+        piece = {"fg_ari": np.array([0.5, math.nan, 1 / 3]), "kept_slots": np.array([2.0, 1.0, 2.0])}
+        progress.add(Scored(per_image=piece, objects_N=np.array([3, 0, 3])), first_seed=first_seed)
+    progress.finish(7)
+    progress.add(Scored(per_image=piece, objects_N=np.array([3, 0, 3])), first_seed=False)
+    progress.save(tmp_path)
+    found = job.Progress.load(tmp_path)
+    assert found.per_seed == {"7": {"fg_ari": pytest.approx(5 / 12), "kept_slots": pytest.approx(5 / 3)}}
+    assert (found.without_objects, found.kept) == (1, {(3, 2): 6, (0, 1): 3})
+    np.testing.assert_array_equal(found.pieces[0]["fg_ari"], piece["fg_ari"])
+
+
 def _pending_seen() -> bool:
     """Whether the waiting thread took the SIGTERM."""
     from jobs import preemption
@@ -93,15 +144,25 @@ def _pending_seen() -> bool:
     return preemption.install().wait(0.1)
 
 
-def model_and_split(data: Path) -> tuple[Any, Any]:
+def model_and_store(data: Path) -> tuple[Any, ImageStore]:
     spec = TrainSpec.model_validate(train_config())
-    return build_state(spec, torch.device("cpu")).model, ImageStore.open(data / "data" / "output" / "store").split("test")
+    return build_state(spec, torch.device("cpu")).model, ImageStore.open(data / "data" / "output" / "store")
 
 
 def test_that_a_score_does_not_depend_on_the_batch_size(data: Path) -> None:
-    model, split = model_and_split(data)
+    model, store = model_and_store(data)
+    images = store.split("test").images
     found = [
-        score_images(model, split.images, split.labels, noise_seed=3, batch_size=size, device=torch.device("cpu"), keep=5)
+        score_images(
+            model,
+            ImageSamples(images_NHWC=images),
+            label_set(store, "own"),
+            noise_seed=3,
+            batch_size=size,
+            device=torch.device("cpu"),
+            pictures_NHWC=images,
+            keep=5,
+        )
         for size in (1, 4, 6)
     ]
     for other in found[1:]:
@@ -115,25 +176,3 @@ def test_that_undefined_scores_are_left_out_of_a_summary() -> None:
     values = summarise({"0": {"a": 1.0, "b": math.nan}, "1": {"a": 3.0, "b": math.nan}})
     assert values == {"eval/a": 2.0, "eval/a_noise_sd": pytest.approx(math.sqrt(2))}
     assert summarise({"0": {"a": 1.0}})["eval/a_noise_sd"] == 0.0
-
-
-def look(side: int = 16, slots: int = 3) -> Look:
-    masks = np.zeros((slots, side, side), dtype=np.float32)
-    masks[0] = 1
-    image = np.full((side, side, 3), 200, dtype=np.uint8)
-    return Look(image_HWC=image, labels_HW=np.zeros((side, side), dtype=np.uint8), reconstruction_HWC=image, masks_KHW=masks)
-
-
-def test_that_a_panel_shows_a_row_per_image_and_a_column_per_slot(tmp_path: Path) -> None:
-    panel = draw_panel([look(), look()])
-    tile = 96 + 2 * GAP
-    assert panel.size == ((4 + 3) * tile, 2 * tile)
-    pixels = np.asarray(panel)
-    assert pixels[tile // 2, tile // 2].tolist() == [200, 200, 200]
-    assert pixels[tile // 2, 4 * tile + tile // 2].tolist() == [200, 200, 200]  # the slot that has it all
-    assert pixels[tile // 2, 5 * tile + tile // 2].tolist() == [255, 255, 255]
-    save_panel([look(128)], tmp_path / "artifacts" / "a.png")
-    save_panel([], tmp_path / "artifacts" / "b.png")
-    assert os.listdir(tmp_path / "artifacts") == ["a.png"]
-    with Image.open(tmp_path / "artifacts" / "a.png") as image:
-        assert image.size == (7 * (128 + 2 * GAP), 128 + 2 * GAP)
