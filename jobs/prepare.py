@@ -1,11 +1,13 @@
-"""The `prepare` job: turns a data set's records into an image store, chunk by chunk; may be killed anywhere and run again.
+"""The `prepare` job: turns a data set's records into a store of arrays, chunk by chunk; may be killed anywhere and run again.
 
 Arrays of their final size lie in a scratch directory, and a chunk of records is written at its fixed place. The manifest
 comes last, then one rename: the output is whole or not there. What is on disk if we die
     within a chunk            its place half written; the restart writes the whole chunk again
     after the last chunk      all arrays whole, no manifest; the restart hashes and renames
     after the manifest        the same
-    after the rename          the output; the restart compares its manifest and has nothing to do
+    after the rename          the output; the restart compares its manifest, removes the scratch directory, and is done
+
+Scratch files: `work/store`, which becomes the output, and `work/coco`, a generated COCO folder.
 """
 
 from __future__ import annotations
@@ -14,19 +16,28 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from jobs.attempt import Finished, Run, Superseded
 from jobs.contract import fsync_directory
+from jobs.data.coco import CocoSource, coco_manifest, open_coco
+from jobs.data.coco_generator import write_miniature
+from jobs.data.coco_store import CocoManifest, CocoStore
 from jobs.data.errors import DataError, Place
-from jobs.data.source import check_ranges, content_hash, open_source
-from jobs.data.store import MANIFEST, ImageStore, Manifest, SplitName, write_manifest
-from jobs.data.writer import StoreWriter
-from jobs.spec import MultiDSpritesSpec, PrepareSpec, RecordRange
+from jobs.data.source import RecordSource, check_ranges, content_hash, open_source
+from jobs.data.store import MANIFEST, SPLITS, ImageStore, Manifest, SplitName, StoreManifest, write_manifest
+from jobs.data.writer import StoreWriter, sprite_rows
+from jobs.spec import CocoSpec, MultiDSpritesSpec, PrepareSpec, RecordRange
 
 CHUNK_RECORDS = 500
+CHUNK_IMAGES = 100
+"""Of COCO: one or two seconds of decoding on one core."""
 STORE_NAME = "store"
 """The store's place below a run's output."""
 CHECKPOINT_EVERY_S = 5.0
@@ -45,6 +56,24 @@ class Chunk:
     record: int
     """Its number in the source."""
     count: int
+
+
+class Input(Protocol):
+    """An opened data set, on its way into a store."""
+
+    @property
+    def manifest(self) -> StoreManifest:
+        """Of the store to be, without the facts of its files."""
+        ...
+
+    @property
+    def chunks(self) -> Sequence[Chunk]:
+        """All chunks, in the order in which they are read."""
+        ...
+
+    def read(self, chunk: Chunk, *, should_stop: Callable[[], bool]) -> Mapping[str, npt.NDArray[Any]] | None:
+        """Path of an array below the store -> the chunk's rows; None when told to stop on the way."""
+        ...
 
 
 def run_prepare(run: Run) -> Finished:
@@ -68,7 +97,6 @@ def run_prepare(run: Run) -> Finished:
         if time.monotonic() - saved_at >= min(CHECKPOINT_EVERY_S, spec.runtime.checkpoint_every_s):
             save(step)
 
-    total = spec.data.train.count + spec.data.test.count
     store = run.run_dir.output / STORE_NAME
     while True:
         done = prepare(
@@ -81,13 +109,13 @@ def run_prepare(run: Run) -> Finished:
         )
         if not run.owns():
             raise Superseded
-        if done == total:
+        if (store / MANIFEST).exists():
             break
         if done > saved:
             save(done)
         run.leave(done)
-    files = (MANIFEST, *ImageStore.open(store).manifest.files)
-    return Finished(step=total, values={"prepare/records": float(total)}, files=tuple(store / name for name in files))
+    files = (MANIFEST, *_store_manifest(spec.data, store).files)
+    return Finished(step=done, values={"prepare/records": float(done)}, files=tuple(store / name for name in files))
 
 
 def prepare(
@@ -99,7 +127,7 @@ def prepare(
     on_progress: Callable[[int], None],
     start: int = 0,
 ) -> int:
-    """Write the image store of `spec.data` to `output`; returns the number of records done.
+    """Write the store of `spec.data` to `output`; returns the number of records done.
 
     Args:
         spec: what to prepare.
@@ -113,38 +141,111 @@ def prepare(
         Records done. Equal to the number of all records if and only if `output` is there, whole.
 
     Raises:
-        DataError: bad input (see jobs.data.source), a scratch directory that lost earlier work, or another output.
+        DataError: bad input (see jobs.data.source and jobs.data.coco), a scratch directory that lost earlier work, or
+            another output.
         OSError: the disk is full or went away.
     """
     data = spec.data
-    check_ranges(data)
-    manifest = expected_manifest(data)
-    total = sum(manifest.counts.values())
-    if _is_finished(output, manifest):
-        if work.exists():
-            shutil.rmtree(work)
-        return total
-    _check_content(data)
+    if isinstance(data, MultiDSpritesSpec):
+        check_ranges(data)
     done = start
-    with StoreWriter(work, manifest, may_create=start == 0) as writer, open_source(data) as source:
-        for chunk in chunks(data):
+    if (finished := _finished(data, output)) is None:
+        _check_content(data)
+        try:
+            with _open_input(spec, work, should_stop=should_stop) as source:
+                if source is None:
+                    return done
+                done = _fill(work / STORE_NAME, source, start=start, should_stop=should_stop, on_progress=on_progress)
+                if done < sum(chunk.count for chunk in source.chunks):
+                    return done
+                write_manifest(work / STORE_NAME, source.manifest)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(work / STORE_NAME, output)
+        except (OSError, DataError):
+            # Another attempt of this run may have finished, and cleared the scratch directory, under our hands.
+            if (finished := _finished(data, output)) is None:
+                raise
+        fsync_directory(output.parent)
+    shutil.rmtree(work, ignore_errors=True)
+    return done if finished is None else finished
+
+
+def _fill(
+    store: Path,
+    source: Input,
+    *,
+    start: int,
+    should_stop: Callable[[], bool],
+    on_progress: Callable[[int], None],
+) -> int:
+    """Write the chunks after the first `start` records into the arrays below `store`; returns the records done."""
+    done = start
+    with StoreWriter(store, source.manifest, may_create=start == 0) as writer:
+        for chunk in source.chunks:
             if chunk.done_before + chunk.count <= start:
                 continue
-            if should_stop() or not source.seek(chunk.record, should_stop=should_stop):
+            rows = None if should_stop() else source.read(chunk, should_stop=should_stop)
+            if rows is None:
                 return done
-            writer.write(chunk.split, at=chunk.at, records=source.read(chunk.count))
+            writer.put(rows, at=chunk.at)
             done = chunk.done_before + chunk.count
             on_progress(done)
-    try:
-        write_manifest(work, manifest)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(work, output)
-    except OSError:
-        # Another attempt of this run may have renamed the scratch directory under our hands.
-        if not _is_finished(output, manifest):
-            raise
-    fsync_directory(output.parent)
-    return total
+    return done
+
+
+@contextmanager
+def _open_input(spec: PrepareSpec, work: Path, *, should_stop: Callable[[], bool]) -> Iterator[Input | None]:
+    """Open a data set; None when told to stop while generating its files."""
+    data = spec.data
+    if isinstance(data, MultiDSpritesSpec):
+        with open_source(data) as source:
+            yield SpriteInput(manifest=expected_manifest(data), chunks=tuple(chunks(data)), source=source)
+        return
+    folder = work / "coco" if data.path is None else Path(data.path).expanduser()
+    if data.generator is not None and not write_miniature(data.generator, folder, should_stop=should_stop):
+        yield None
+        return
+    with open_coco(data, folder, workers=spec.runtime.workers) as coco:
+        counts = {split: len(coco.images[split]) for split in SPLITS}
+        yield CocoInput(manifest=coco_manifest(data, counts), chunks=tuple(coco_chunks(counts)), source=coco)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpriteInput:
+    """Multi-dSprites as an `Input`."""
+
+    manifest: Manifest
+    chunks: tuple[Chunk, ...]
+    source: RecordSource
+
+    def read(self, chunk: Chunk, *, should_stop: Callable[[], bool]) -> Mapping[str, npt.NDArray[Any]] | None:
+        """As the protocol says."""
+        if not self.source.seek(chunk.record, should_stop=should_stop):
+            return None
+        return sprite_rows(chunk.split, self.source.read(chunk.count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoInput:
+    """COCO as an `Input`."""
+
+    manifest: CocoManifest
+    chunks: tuple[Chunk, ...]
+    source: CocoSource
+
+    def read(self, chunk: Chunk, *, should_stop: Callable[[], bool]) -> Mapping[str, npt.NDArray[Any]] | None:
+        """As the protocol says; does not look at `should_stop`: a chunk takes a second or two."""
+        return self.source.rows(chunk.split, at=chunk.at, count=chunk.count)
+
+
+def coco_chunks(counts: Mapping[SplitName, int]) -> Iterator[Chunk]:
+    """Cut both splits into chunks, the training images first."""
+    done = 0
+    for split in SPLITS:
+        for at in range(0, counts[split], CHUNK_IMAGES):
+            count = min(CHUNK_IMAGES, counts[split] - at)
+            yield Chunk(done_before=done, split=split, at=at, record=at, count=count)
+            done += count
 
 
 def chunks(data: MultiDSpritesSpec) -> Iterator[Chunk]:
@@ -172,23 +273,29 @@ def _write_state(folder: Path, done: int) -> None:
     (folder / "state.json").write_text(json.dumps({"records": done}), encoding="utf-8")
 
 
-def _is_finished(output: Path, manifest: Manifest) -> bool:
-    """Whether the store is there; raises DataError when something else is."""
+def _store_manifest(data: MultiDSpritesSpec | CocoSpec, path: Path) -> Manifest | CocoManifest:
+    """The manifest of a store of the kind that `data` becomes; raises DataError when it is damaged or of another kind."""
+    return CocoStore.open(path).manifest if isinstance(data, CocoSpec) else ImageStore.open(path).manifest
+
+
+def _finished(data: MultiDSpritesSpec | CocoSpec, output: Path) -> int | None:
+    """Records of the store that is there already, or None; raises DataError when something else is there."""
     if not output.is_dir() or not any(output.iterdir()):
-        return False
-    found = ImageStore.open(output).manifest
-    if found.model_copy(update={"files": {}}) != manifest:
+        return None
+    found = _store_manifest(data, output)
+    source = data.model_dump(mode="json", exclude={"path"})
+    if dict(found.source) != source:
         raise DataError(
             "already holds a store of something else",
             place=Place(file=str(output)),
-            expected=f"{dict(manifest.source)}; found {dict(found.source)}",
+            expected=f"{source}; found {dict(found.source)}",
             hint="remove it, or prepare into another directory",
         )
-    return True
+    return sum(found.counts.values())
 
 
-def _check_content(data: MultiDSpritesSpec) -> None:
-    """Refuse a file that is not the one the run was planned with."""
+def _check_content(data: MultiDSpritesSpec | CocoSpec) -> None:
+    """Refuse files that are not those that the run was planned with."""
     if data.path is None or data.content is None:
         return
     path = Path(data.path).expanduser()
@@ -197,5 +304,5 @@ def _check_content(data: MultiDSpritesSpec) -> None:
             f"sha256 is {found}",
             place=Place(file=str(path)),
             expected=f"{data.content}, as when the run was planned",
-            hint="the file was changed or replaced since: put it back, or plan again",
+            hint="the data were changed or replaced since: put them back, or plan again",
         )

@@ -1,4 +1,7 @@
-"""Where records come from: the original file or the generator, both through the same TFRecord bytes and reader."""
+"""Where sprite records come from: the original file or the generator, both through the same TFRecord bytes and reader.
+
+For COCO see jobs.data.coco; the two questions of the login node, `check_source` and `content_hash`, are answered here for both.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from jobs.data.coco_files import coco_content_hash
 from jobs.data.errors import DataError, Place
 from jobs.data.multi_dsprites import ORIGINAL_URL, Record, RecordShape, decode, encode
 from jobs.data.sprites import generate
 from jobs.data.store import file_sha256
 from jobs.data.tfrecord import RecordReader, too_few_records, write_records
-from jobs.spec import MultiDSpritesSpec, SpriteGeneratorSpec
+from jobs.spec import CocoSpec, MultiDSpritesSpec, SpriteGeneratorSpec
 
 GENERATE_AT_ONCE = 500
 """Records held in memory by the generator: 16 MB at 64 px."""
@@ -121,13 +125,19 @@ def open_source(spec: MultiDSpritesSpec) -> Iterator[RecordSource]:
         yield FileSource(stream, name=str(path), shape=shape)
 
 
-def check_source(spec: MultiDSpritesSpec) -> list[str]:
+def check_source(spec: MultiDSpritesSpec | CocoSpec) -> list[str]:
     """Look, on the login node, whether `prepare` can work, reading one record; returns what was found, line by line.
+
+    COCO is looked at by `jobs.data.coco.check_coco`.
 
     Raises:
         DataError: ranges that overlap; a file that is missing, unreadable, not gzip, or whose first record is of
             another schema. Nothing is said of what comes later in the file: it would have to be inflated.
     """
+    if isinstance(spec, CocoSpec):
+        from jobs.data.coco import check_coco  # loads image and mask libraries
+
+        return check_coco(spec)
     check_ranges(spec)
     total = spec.train.count + spec.test.count
     with open_source(spec) as source:
@@ -152,11 +162,13 @@ def check_ranges(spec: MultiDSpritesSpec) -> None:
 
 
 def content_hash(path: Path) -> str:
-    """Return the sha256 of a data file, in hex.
+    """Return the sha256 of a data file, or of COCO's annotation files where `path` is a folder, in hex.
 
     Raises:
-        DataError: the file is missing or cannot be read.
+        DataError: the file is missing or cannot be read; the folder is not COCO's.
     """
+    if path.is_dir():
+        return coco_content_hash(path)
     _open_file(path).close()
     return file_sha256(path)
 

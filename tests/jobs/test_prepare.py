@@ -214,14 +214,14 @@ def test_that_a_superseded_attempt_still_writing_does_no_harm(meet_at: int, tmp_
 
 def test_that_lost_scratch_files_are_told_and_not_replaced_by_zeros(tmp_path: Path) -> None:
     run(generated(), tmp_path, stop_after=2)
-    (tmp_path / "work" / "train" / "labels.npy").unlink()
-    with pytest.raises(DataError, match=r"work/train/labels.npy: not a .npy array"):
+    (tmp_path / "work" / "store" / "train" / "labels.npy").unlink()
+    with pytest.raises(DataError, match=r"work/store/train/labels.npy: not a .npy array"):
         run(generated(), tmp_path, start=10)
 
 
 def test_that_scratch_files_of_another_shape_are_told(tmp_path: Path) -> None:
     run(generated(), tmp_path, stop_after=2)
-    with pytest.raises(DataError, match=r"work/train/images.npy: holds uint8 \[23, 16, 16, 3\]"):
+    with pytest.raises(DataError, match=r"work/store/train/images.npy: holds uint8 \[23, 16, 16, 3\]"):
         run(generated(GENERATOR), tmp_path)
 
 
