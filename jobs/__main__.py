@@ -55,6 +55,10 @@ def job_function(kind: str) -> Callable[[Run], Finished]:
             from jobs.prepare import run_prepare
 
             return run_prepare
+        case "embed":
+            from jobs.embed import run_embed
+
+            return run_embed
         case "train":
             from jobs.train import train
 

@@ -159,7 +159,7 @@ def test_that_a_manifest_of_another_layout_is_told(tmp_path: Path) -> None:
     for key, broken in (("store", "images-1"), ("counts", {"train": 13, "test": 5})):
         (path / "manifest.json").write_text(json.dumps(content | {key: broken}))
         with pytest.raises(
-            DataError, match="manifest.json: (not a manifest of a feature store: store|lists 8 shards; .*train/00003.npy)"
+            DataError, match=r"manifest.json: (not a manifest of a feature store: store|lists 8 shards; .*train/00003.npy)"
         ):
             FeatureStore.open(path)
 
