@@ -60,3 +60,14 @@ def kept_masks(masks_BNK: Float[Tensor, "B N K"], keep_BK: Float[Tensor, "B K"])
     """Masks (a softmax over all slots) of the kept slots, renormalised; their sum is slightly below 1, or 0."""
     kept_BNK = masks_BNK * keep_BK[:, None]
     return kept_BNK / (kept_BNK.sum(dim=2, keepdim=True) + MASK_EPS)
+
+
+def kept_masks_backward(
+    gradient_BNK: Float[Tensor, "B N K"], masks_BNK: Float[Tensor, "B N K"], keep_BK: Float[Tensor, "B K"]
+) -> tuple[Float[Tensor, "B N K"], Float[Tensor, "B K"]]:
+    """Gradients of `kept_masks` in its two arguments."""
+    kept_BNK = masks_BNK * keep_BK[:, None]
+    total_BN1 = kept_BNK.sum(dim=2, keepdim=True) + MASK_EPS
+    along_BN1 = (gradient_BNK * kept_BNK).sum(dim=2, keepdim=True) / total_BN1
+    of_kept_BNK = (gradient_BNK - along_BN1) / total_BN1
+    return of_kept_BNK * keep_BK[:, None], (of_kept_BNK * masks_BNK).sum(dim=1)

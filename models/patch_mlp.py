@@ -6,7 +6,8 @@ features are then averaged over slots with the alphas' softmax. By linearity (te
 - sum_k a_k (W h_k + b) = W (sum_k a_k h_k) + b sum_k a_k: the hidden states are mixed before the feature layer, so that
   [B,N,K,C] never exists. With a gate the masks' sum is not 1, and the bias term follows it.
 
-The first hidden state is recomputed in the backward pass from its two summands.
+Two hand-written backward passes save memory: the first hidden state is recomputed from its two summands, and the last
+one's gradient, of rank two for every token, is made in one product.
 
 Legend: B images, N tokens, K slots, M = B * N * K, D slot size, H and O hidden widths, C features.
 """
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.gate import kept_masks
+from models.gate import kept_masks, kept_masks_backward
 from models.initialisation import Weights
 
 
@@ -42,10 +43,8 @@ class PatchMlp(nn.Module):
     ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B N K"]]:
         """(tokens, masks), in float32; under autocast the layers and the mixing of hidden states are in its type."""
         hidden_BNKH = self._hidden(slots_BKD)
-        masks_BNK = self.to_alpha(hidden_BNKH).squeeze(3).to(_at_least_float32(slots_BKD)).softmax(dim=2)
-        if keep_BK is not None:
-            masks_BNK = kept_masks(masks_BNK, keep_BK)
-        mixed_BNH = (masks_BNK.to(hidden_BNKH.dtype)[:, :, None] @ hidden_BNKH).squeeze(2)
+        weight_H, bias = self.to_alpha.weight[0].to(hidden_BNKH.dtype), self.to_alpha.bias
+        mixed_BNH, masks_BNK = _Mixed.apply(hidden_BNKH, weight_H, bias, keep_BK)  # type: ignore[no-untyped-call]
         unbiased_BNC = F.linear(mixed_BNH, self.to_features.weight)
         return unbiased_BNC + masks_BNK.sum(dim=2, keepdim=True) * self.to_features.bias, masks_BNK
 
@@ -82,10 +81,33 @@ class _ReluLinear(torch.autograd.Function):
         return of_hidden_BNKH.sum(dim=1), of_hidden_BNKH.sum(dim=(0, 2)), of_weight_OH, gradient_MO.sum(dim=0)
 
 
+class _Mixed(torch.autograd.Function):
+    """Alpha logits h w + b, masks m from them (and the gate), and hidden states mixed by the masks: (mixed, masks).
+
+    The hidden state's gradient is m (x) g + l (x) w, with g and l the gradients of the mixture and the logits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_BNKH: Tensor, weight_H: Tensor, bias_1: Tensor, keep_BK: Tensor | None) -> tuple[Tensor, Tensor]:
+        soft_BNK = ((hidden_BNKH @ weight_H).to(bias_1.dtype) + bias_1).softmax(dim=2)
+        masks_BNK = soft_BNK if keep_BK is None else kept_masks(soft_BNK, keep_BK)
+        ctx.save_for_backward(hidden_BNKH, weight_H, soft_BNK, masks_BNK, keep_BK)
+        return (masks_BNK.to(hidden_BNKH.dtype)[:, :, None] @ hidden_BNKH).squeeze(2), masks_BNK
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        of_mixed_BNH, of_masks_BNK = gradients
+        hidden_BNKH, weight_H, soft_BNK, masks_BNK, keep_BK = ctx.saved_tensors
+        of_soft_BNK, of_keep_BK = of_masks_BNK + (hidden_BNKH @ of_mixed_BNH[..., None]).squeeze(3), None
+        if keep_BK is not None:
+            of_soft_BNK, of_keep_BK = kept_masks_backward(of_soft_BNK, soft_BNK, keep_BK)
+        of_logits_BNK = soft_BNK * (of_soft_BNK - (of_soft_BNK * soft_BNK).sum(dim=2, keepdim=True))
+        factors_BNK2 = torch.stack((masks_BNK, of_logits_BNK), dim=3).to(hidden_BNKH.dtype)
+        rows_BN2H = torch.stack((of_mixed_BNH, weight_H.expand_as(of_mixed_BNH)), dim=2)
+        of_weight_H = factors_BNK2[..., 1].flatten() @ hidden_BNKH.flatten(0, 2)
+        return factors_BNK2 @ rows_BN2H, of_weight_H, of_logits_BNK.sum().view(1), of_keep_BK
+
+
 def _first_hidden(of_slots_BKH: Tensor, of_places_NH: Tensor) -> Tensor:
     """[B,N,K,H]"""
     return F.relu_(of_slots_BKH[:, None] + of_places_NH[:, None])
-
-
-def _at_least_float32(like: Tensor) -> torch.dtype:
-    return torch.promote_types(like.dtype, torch.float32)

@@ -223,7 +223,7 @@ def test_that_a_gradient_reaches_every_parameter(name: str) -> None:
     model = built(SPECS[name])
     (model(*batch(SPECS[name])).reconstruction - 1).square().mean().backward()
     without = [at for at, one in model.named_parameters() if one.grad is None or not bool(one.grad.abs().sum() > 0)]
-    assert without == []
+    assert set(without) <= {"decoder.to_alpha.bias"}  # a softmax does not see it: zero, up to rounding
 
 
 def test_that_masks_are_on_the_decoders_own_grid_and_sum_to_one() -> None:
@@ -307,8 +307,8 @@ def test_that_the_transformer_starts_as_torchs_layer_copied(init: str) -> None:
         elif float(default.detach().abs().max()) == 0:
             assert float(mine.abs().max()) == 0, at
         else:
-            assert float(mine.std() / default.std()) == pytest.approx(1, abs=0.15), at
-            assert float(mine.abs().max() / default.abs().max()) == pytest.approx(1, abs=0.05), at
+            assert float(mine.std() / default.detach().std()) == pytest.approx(1, abs=0.15), at
+            assert float(mine.abs().max() / default.detach().abs().max()) == pytest.approx(1, abs=0.05), at
     for embedding, inputs in ((decoder.embed_tokens[0], 96), (decoder.embed_slots[0], 64)):
         bound = math.sqrt(6 / (inputs + 96))
         assert embedding.bias is None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.build import build_model
 from models.dinosaur import Dinosaur
-from models.gate import Gate, gumbel
+from models.gate import Gate, gumbel, kept_masks, kept_masks_backward
 from models.initialisation import Weights
 from models.spec import DinosaurSpec, GateSpec, PatchMlpDecoder
 
@@ -104,7 +104,11 @@ def test_that_the_second_logit_is_keep_and_the_second_noise_column_its_own() -> 
     gate = gate_of()
     bias(gate, drop=0.0, keep=0.1)
     slots = torch.zeros(1, 1, 6)
-    assert [float(gate(slots, torch.tensor([[noise]]))[0]) for noise in ([0.0, 0.0], [3.0, 0.0], [0.0, 3.0])] == [1, 0, 1]
+    assert [float(gate(slots, torch.tensor([[noise]]))[0].detach()) for noise in ([0.0, 0.0], [3.0, 0.0], [0.0, 3.0])] == [
+        1,
+        0,
+        1,
+    ]
 
 
 def test_that_equal_noise_chooses_the_larger_logit_and_a_tie_drops() -> None:
@@ -117,7 +121,7 @@ def test_that_equal_noise_chooses_the_larger_logit_and_a_tie_drops() -> None:
     assert 0 < float(zeros[0].detach().mean()) < 1
     assert torch.equal(gate(slots, torch.full((4, 8, 2), 1.7))[0], zeros[0])
     bias(gate, drop=0.3, keep=0.3)
-    assert float(gate(slots, torch.zeros(4, 8, 2))[0].sum()) == 0
+    assert float(gate(slots, torch.zeros(4, 8, 2))[0].detach().sum()) == 0
 
 
 def test_that_the_gates_noise_does_not_move_the_slots() -> None:
@@ -184,3 +188,12 @@ def test_that_the_gate_computes_in_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = gate(slots, noise)
     assert all(torch.equal(a, b) for a, b in zip(outside, inside, strict=True))
+
+
+def test_that_the_hand_written_gradient_of_kept_masks_is_autograds() -> None:
+    masks = torch.randn(3, 5, 4, generator=seeded(1), dtype=torch.float64).softmax(dim=2).requires_grad_()
+    keep = torch.tensor([[1.0, 0, 1, 1], [0, 0, 0.7, 0], [0, 0, 0, 0]], dtype=torch.float64, requires_grad=True)
+    weigh = torch.randn(3, 5, 4, generator=seeded(2), dtype=torch.float64)
+    expected = torch.autograd.grad((kept_masks(masks, keep) * weigh).sum(), (masks, keep))
+    for mine, theirs in zip(kept_masks_backward(weigh, masks.detach(), keep.detach()), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-12)
