@@ -20,7 +20,7 @@ from jobs.data.store import SplitName, file_sha256
 
 SITE = "http://images.cocodataset.org"
 ARCHIVES = (f"{SITE}/zips/train2017.zip", f"{SITE}/zips/val2017.zip", f"{SITE}/annotations/annotations_trainval2017.zip")
-DOWNLOAD_HINT = f"unzip {', '.join(ARCHIVES)} into one folder and give that as data.path, or use the generator"
+DOWNLOAD_HINT = f"unzip {', '.join(ARCHIVES)} into one folder and give that as data.path, or use `data=coco_mini`"
 
 ORIGINAL_SPLITS: Mapping[SplitName, str] = {"train": "train2017", "test": "val2017"}
 """Our split -> the original's name of it."""
