@@ -35,6 +35,7 @@ WITHOUT_OBJECTS: Mapping[ProtocolName, Mapping[str, float]] = {
     "covloss": {"fg_ari": 1.0},
 }
 """What an image without an object scores; a score that is not named is undefined there."""
+MOST_SLOTS = 256
 MASKS_AT_ONCE = 1 << 24
 """Values of enlarged soft masks held at a time: 64 MiB."""
 
@@ -68,15 +69,24 @@ def label_set(store: ImageStore | CocoStore, protocol: ProtocolName) -> LabelSet
 
 
 def predicted_ids(masks_BKhw: torch.Tensor, size: tuple[int, int], protocol: ProtocolName) -> torch.Tensor:
-    """The slot of each pixel, [B,H,W]: soft masks are enlarged first, then the largest wins (the first of equals)."""
-    if masks_BKhw.shape[2:] == size:
-        return masks_BKhw.max(dim=1).indices  # on the CPU ten times as fast as argmax
-    rows = max(1, MASKS_AT_ONCE // (masks_BKhw.shape[1] * size[0] * size[1]))
-    parts = torch.split(masks_BKhw, rows)
-    return torch.cat([_enlarged(part_BKhw, size, protocol).max(dim=1).indices for part_BKhw in parts])
+    """The slot of each pixel, uint8 [B,H,W]: soft masks are enlarged first, then the largest wins (the first of equals).
+
+    Raises ValueError for more than 256 slots.
+    """
+    slots = masks_BKhw.shape[1]
+    if slots > MOST_SLOTS:
+        raise ValueError(f"{slots} slots; pixels are counted for at most {MOST_SLOTS}")
+    parts = torch.split(masks_BKhw, max(1, MASKS_AT_ONCE // (slots * size[0] * size[1])))
+    return torch.cat([_largest(_enlarged(part_BKhw, size, protocol)) for part_BKhw in parts])
+
+
+def _largest(masks_BKHW: torch.Tensor) -> torch.Tensor:
+    return masks_BKHW.max(dim=1).indices.to(torch.uint8)  # on the CPU ten times as fast as argmax
 
 
 def _enlarged(masks_BKhw: torch.Tensor, size: tuple[int, int], protocol: ProtocolName) -> torch.Tensor:
+    if masks_BKhw.shape[2:] == size:
+        return masks_BKhw
     if protocol == "covloss":
         return interpolate(masks_BKhw, size=size, mode="nearest")
     return interpolate(masks_BKhw, size=size, mode="bilinear", align_corners=False)

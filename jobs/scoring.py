@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from jobs.looks import Look, looks
-from jobs.protocols import VOID, LabelSet, ProtocolName, by_protocol, predicted_ids
+from jobs.protocols import LabelSet, ProtocolName, by_protocol, predicted_ids
 from jobs.randomness import standard_normal
 from jobs.samples import Samples
 from models import clustering, scores
@@ -45,9 +45,11 @@ def mean_scores(per_image: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def _table(labels_BHW: torch.Tensor, ids_BHW: torch.Tensor, num_slots: int) -> torch.Tensor:
-    valid_BHW = labels_BHW != VOID
-    shown_BHW = torch.where(valid_BHW, labels_BHW, 0)
-    return scores.contingency(shown_BHW, ids_BHW, num_labels=int(shown_BHW.max()) + 1, num_predictions=num_slots, valid=valid_BHW)
+    """Counts without void pixels; of uint8 labels, since 255 + 1 is 0 there: one row more, which is dropped."""
+    assert labels_BHW.dtype == torch.uint8
+    shifted_BHW = labels_BHW + 1
+    num_labels = max(2, int(shifted_BHW.max()) + 1)
+    return scores.contingency(shifted_BHW, ids_BHW, num_labels=num_labels, num_predictions=num_slots)[:, 1:]
 
 
 def _overlaps(counts_BCK: torch.Tensor) -> dict[str, torch.Tensor]:
