@@ -33,7 +33,7 @@ def read_table(reader: Reader, item: Item, axes: Mapping[str, Axis], pipeline: M
     source = (reader.text(parts["paper_source"]) if "paper_source" in parts else None) or ""
     if paper and not source:
         reader.problem(parts["paper"], "has no source", value="", hint="add `paper_source:`, where the numbers are printed")
-    protocol = (reader.text(parts["protocol"]) if "protocol" in parts else None) or ""
+    protocol = _protocol(reader, parts["protocol"], axes, columns) if "protocol" in parts else ""
     if len(reader.problems) > before or rows is None or value is None:
         return None
     kept = tuple(extra for extra in more if extra is not None)
@@ -113,3 +113,14 @@ def _paper(reader: Reader, item: Item, axes: Mapping[str, Axis], rows: str, colu
         }
         paper[row] = {column: number for column, number in numbers.items() if number is not None}
     return paper
+
+
+def _protocol(reader: Reader, item: Item, axes: Mapping[str, Axis], columns: str | None) -> str | dict[str, str]:
+    """How the paper measured: one text, or one per column option."""
+    if not item.is_mapping:
+        return reader.text(item) or ""
+    if columns is None:
+        reader.problem(item, "names columns, and the table has none", hint="write one text")
+        return ""
+    texts = {column: reader.text(text) for column, text in reader.mapping(item, list(axes[columns].options)).items()}
+    return {column: text for column, text in texts.items() if text is not None}

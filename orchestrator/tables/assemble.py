@@ -33,7 +33,7 @@ def assemble(record: SweepRecord, values: Values) -> TableModel:
     columns = (Heading(option="", label=""),) if table.columns is None else _headings(record, table.columns)
     blocks = tuple(_block(record, values, table, value, rows, columns) for value in (table.value, *table.more))
     paper = f"paper: {table.paper_source or 'no source given'}" if table.paper else ""
-    protocol = f"the paper's protocol: {table.protocol}" if table.paper and table.protocol else ""
+    protocols = _protocols(table, columns) if table.paper else []
     return TableModel(
         sweep=record.name,
         title=record.title,
@@ -41,8 +41,16 @@ def assemble(record: SweepRecord, values: Values) -> TableModel:
         rows=rows,
         columns=columns,
         blocks=blocks,
-        notes=tuple(note for note in (paper, protocol, record.note) if note),
+        notes=tuple(note for note in (paper, *protocols, record.note) if note),
     )
+
+
+def _protocols(table: Table, columns: Sequence[Heading]) -> list[str]:
+    """How the paper measured, a line per column when it differs."""
+    if isinstance(table.protocol, str):
+        return [f"the paper's protocol: {table.protocol}"] if table.protocol else []
+    found = [(column.label, table.protocol[column.option]) for column in columns if column.option in table.protocol]
+    return [f"the paper's protocol ({label}): {text}" for label, text in found]
 
 
 def _table(record: SweepRecord) -> Table:
@@ -80,6 +88,7 @@ def _block(
                 for cell in record.cells
                 if cell.coordinates[table.rows] == row.option
                 and (table.columns is None or cell.coordinates[table.columns] == column.option)
+                and (not cell.runs or value.step in cell.runs)  # a cell without this step has no such number
             ]
             paper = table.paper.get(row.option, {}).get(column.option) if main else None
             shown = _cell(record, values, table, value, members, paper=paper)
@@ -137,16 +146,34 @@ def _sample_or_gap(record: SweepRecord, values: Values, table: Table, value: Val
 
 
 def _hold_up(record: SweepRecord, cell: CellEntry, last: str) -> str:
-    """Why there is no number yet: the first unfinished step up to `last`, since a pipeline lists needs first."""
+    """Why there is no number yet: the first unfinished step that `last` waits for, since a pipeline lists needs first."""
+    behind = _behind(record, cell.runs.get(last, ""))
     for step, run in cell.runs.items():
         summary = record.runs.get(run)
         if summary is None:
             break
+        if behind is not None and run not in behind:
+            continue
         if summary.state is not RunState.DONE:
             return summary.reason or summary.state.value
         if step == last:
             break
     return "not submitted"
+
+
+def _behind(record: SweepRecord, run: str) -> set[str] | None:
+    """A run and every run that it needs, directly or not; None when the record does not say what runs need."""
+    found: set[str] = set()
+    left = [run]
+    while left:
+        one = left.pop()
+        summary = record.runs.get(one)
+        if summary is None or summary.needs is None:
+            return None
+        if one not in found:
+            found.add(one)
+            left += summary.needs
+    return found
 
 
 def _done(record: SweepRecord, run: str) -> bool:

@@ -77,6 +77,8 @@ class RunSummary:
     """For a person: `running 63 %`, `failed: out of memory`, `queued`, `done`."""
     code_tree: str = ""
     steps: int | None = None
+    needs: tuple[str, ...] | None = None
+    """Ids of the runs that it needs; None in records that do not say."""
     tracker_run: str = ""
     """The tracker's own id of the run; filled in by the shipper, empty while the tracker has not seen the run."""
 
@@ -128,8 +130,12 @@ class SweepRecord:
 
 
 def _axis(raw: Mapping[str, Any]) -> Axis:
-    options = {name: Option(**{**option, "set": tuple(option["set"])}) for name, option in raw["options"].items()}
-    return Axis(name=raw["name"], options=options)
+    return Axis(name=raw["name"], options={name: _option(option) for name, option in raw["options"].items()})
+
+
+def _option(raw: Mapping[str, Any]) -> Option:
+    steps = {step: tuple(own) for step, own in raw.get("steps", {}).items()}  # older records have none
+    return Option(**{**raw, "set": tuple(raw["set"]), "steps": steps})
 
 
 def _table(raw: Mapping[str, Any]) -> Table:
@@ -137,7 +143,8 @@ def _table(raw: Mapping[str, Any]) -> Table:
 
 
 def _summary(raw: Mapping[str, Any]) -> RunSummary:
-    return RunSummary(**{**raw, "state": RunState(raw["state"])})
+    needs = None if raw.get("needs") is None else tuple(raw["needs"])
+    return RunSummary(**{**raw, "state": RunState(raw["state"]), "needs": needs})
 
 
 def describe(facts: RunFacts) -> str:
@@ -189,4 +196,11 @@ def sweep_record(
 
 def summary(facts: RunFacts) -> RunSummary:
     """What a table must know about one run."""
-    return RunSummary(kind=facts.kind, state=facts.state, reason=describe(facts), code_tree=facts.code_tree, steps=facts.steps)
+    return RunSummary(
+        kind=facts.kind,
+        state=facts.state,
+        reason=describe(facts),
+        code_tree=facts.code_tree,
+        steps=facts.steps,
+        needs=tuple(facts.needs.values()),
+    )

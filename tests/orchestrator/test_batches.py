@@ -209,3 +209,48 @@ def test_that_every_planned_run_is_placed_once_or_held_and_never_before_its_need
         waited |= {upstream.id for upstream in runs if upstream.job in waited}
         waited |= {deeper for need in waited & set(records) for deeper in records[need].needs.values()}
         assert {need for need in records[one].needs.values() if records[need].state is RunState.PLANNED} <= waited
+
+
+# --- two stages of one kind ------------------------------------------------------------------------------------------
+
+
+def two_stages(seeds: int, variants: int, *, first: RunState = RunState.PLANNED, job: str = "") -> list[RunRecord]:
+    """prepare <- embed <- stage 1 per seed <- several stages 2 per seed <- an evaluation each."""
+    data = ("prepare-0", "embed-0")
+    found = [run("prepare-0"), run("embed-0", "prepare-0", resources=LARGE)]
+    for seed in range(seeds):
+        found.append(run(f"train-first{seed}", *data, resources=LARGE, state=first, job=job and f"{job}_{seed}"))
+        for variant in range(variants):
+            found.append(run(f"train-second{seed}v{variant}", *data, f"train-first{seed}", resources=LARGE))
+            found.append(run(f"evaluate-{seed}v{variant}", *data, f"train-second{seed}v{variant}"))
+    return found
+
+
+def test_that_a_second_stage_follows_its_own_first_stage() -> None:
+    made = cut_all(two_stages(3, 1))
+    assert [len(batch.runs) for batch in made.batches] == [1, 1, 3, 3, 3]
+    assert texts(made) == ["", "afterok:100_0", "afterok:101_0", "aftercorr:102", "aftercorr:103"]
+    first, second = made.batches[2].runs, made.batches[3].runs
+    assert [one.removeprefix("train-first") for one in first] == [one.removeprefix("train-second")[0] for one in second]
+
+
+def test_that_second_stages_share_a_first_stage_without_waiting_for_another_cells() -> None:
+    made = cut_all(two_stages(2, 3))
+    text = dict(zip((batch.runs for batch in made.batches), texts(made), strict=True))
+    for seed in range(2):
+        assert text[tuple(f"train-second{seed}v{variant}" for variant in range(3))] == f"afterok:102_{seed}"
+
+
+def test_that_a_second_stage_waits_for_a_first_stage_that_slurm_has_already() -> None:
+    made = cut_all(two_stages(2, 1, first=RunState.RUNNING, job="77"))
+    text = dict(zip((batch.runs for batch in made.batches), texts(made), strict=True))
+    assert [text["train-second0v0",], text["train-second1v0",]] == ["afterok:77_0", "afterok:77_1"]
+
+
+def test_that_a_failed_first_stage_holds_its_own_cells_alone() -> None:
+    records = {one.id: one for one in two_stages(2, 1)}
+    records["train-first0"] = run("train-first0", "prepare-0", "embed-0", state=RunState.FAILED)
+    made = cut_all(records.values())
+    assert set(made.held) == {"train-second0v0", "evaluate-0v0"}
+    assert made.held["train-second0v0"] == "waits for train-first0 (failed): `orch resume train-first0`"
+    assert {"train-second1v0", "evaluate-1v0"} <= {one for batch in made.batches for one in batch.runs}

@@ -6,9 +6,24 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from jobs.spec import CountSpec, EvaluateSpec, MultiDSpritesSpec, PrepareSpec, TrainSpec, parse_job_spec
+from jobs.spec import (
+    CocoGeneratorSpec,
+    CocoSpec,
+    CountSpec,
+    EmbedSpec,
+    EvaluateSpec,
+    MultiDSpritesSpec,
+    PrepareSpec,
+    TrainSpec,
+    WarmStartSpec,
+    parse_job_spec,
+)
 from models.spec import (
+    BackboneSpec,
     CovarianceObjective,
+    DinosaurSpec,
+    GateSpec,
+    ReconstructionObjective,
     SlotAutoencoderSpec,
     Spec,
     UntrainedScoreSpec,
@@ -31,6 +46,34 @@ GOLDEN = [
     ),
     (TrainSpec(model=UntrainedScoreSpec(), steps=0), {"prepare": "prepare-000000000000"}, "train-df1d7b536af0"),
     (EvaluateSpec(), {"prepare": "prepare-000000000000", "train": "train-000000000000"}, "evaluate-0a5dfacc0f85"),
+    (PrepareSpec(data=CocoSpec(path="/a", content="c0ffee")), {}, "prepare-dd0099c54a8f"),
+    (PrepareSpec(data=CocoSpec(generator=CocoGeneratorSpec())), {}, "prepare-da09463fd1d3"),
+    (EmbedSpec(), {"prepare": "prepare-000000000000"}, "embed-f1f1ccf9bd4a"),
+    (
+        EmbedSpec(backbone=BackboneSpec(weights="file", path="/a", content="c0ffee")),
+        {"prepare": "prepare-000000000000"},
+        "embed-6034fa689c42",
+    ),
+    (TrainSpec(model=DinosaurSpec()), {"prepare": "prepare-000000000000", "embed": "embed-000000000000"}, "train-f43984703fb3"),
+    (
+        TrainSpec(model=DinosaurSpec(), online=BackboneSpec(), flip=True),
+        {"prepare": "prepare-000000000000"},
+        "train-df0f15690d66",
+    ),
+    (
+        TrainSpec(
+            model=DinosaurSpec(num_slots=33, gate=GateSpec()),
+            objective=ReconstructionObjective(sparsity=0.5),
+            warm_start=WarmStartSpec(fresh=("gate",)),
+        ),
+        {"prepare": "prepare-000000000000", "embed": "embed-000000000000", "train": "train-000000000000"},
+        "train-f8e7e845f133",
+    ),
+    (
+        EvaluateSpec(protocol="official", gate="deterministic"),
+        {"prepare": "prepare-000000000000", "embed": "embed-000000000000", "train": "train-000000000000"},
+        "evaluate-222727af7bc6",
+    ),
 ]
 
 

@@ -271,11 +271,12 @@ def test_that_there_is_one_primary_config_per_job_kind(composer: Composer) -> No
         ("train", ["experiment=dinosaur", "model=dinosaur_transformer"]),
         ("train", ["experiment=dinosaur", "features=online"]),
         ("train", ["experiment=dinosaur", "features=online", "backbone@online=vit_tiny_random"]),
-        ("train", ["experiment=adaslot", "objective=sparsity_paper", "warm_start=gate"]),
+        ("train", ["experiment=adaslot_stage1"]),
+        ("train", ["experiment=adaslot", "objective=sparsity_paper"]),
         ("train", ["experiment=adaslot", "objective=sparsity_released"]),
         ("train", ["experiment=covloss_coco", "objective=covariance"]),
         ("train", ["experiment=dinosaur_covloss", "objective=covariance_features"]),
-        ("train", ["experiment=coco_mini"]),
+        ("train", ["experiment=dinosaur", "miniature=coco"]),
     ],
 )
 def test_that_every_config_names_every_field_of_its_spec(composer: Composer, job: str, overrides: list[str]) -> None:

@@ -91,6 +91,48 @@ def test_that_steps_come_after_the_steps_that_they_need() -> None:
     assert list(sweep.pipeline) == ["a", "b", "c"]
 
 
+TWO_STAGES = """
+axes:
+  method: {base: {}, gated: {steps: {second: [seed=4], last: [seed=5]}}}
+  seed: {key: seed, values: [0]}
+pipeline:
+  last: {job: train, needs: [data, [second, first]]}
+  first: {job: count, needs: [data]}
+  second: {job: count, needs: [data, first], only: {method: gated}}
+  data: {job: prepare}
+"""
+
+
+def test_that_a_step_may_belong_to_some_cells_and_a_need_may_be_a_choice() -> None:
+    sweep = parse_sweep(TWO_STAGES, "s.yaml")
+    assert list(sweep.pipeline) == ["data", "first", "second", "last"]
+    last, second = sweep.pipeline["last"], sweep.pipeline["second"]
+    assert last.needed(["data", "first", "second"]) == ("data", "second")
+    assert last.needed(["data", "first"]) == ("data", "first")
+    assert last.needed([]) == ()
+    assert [second.belongs({"method": method, "seed": "0"}) for method in ("base", "gated")] == [False, True]
+    assert sweep.axes["method"].options["gated"].steps == {"second": ("seed=4",), "last": ("seed=5",)}
+
+
+def test_that_two_needs_of_one_kind_are_fine_where_no_cell_has_both() -> None:
+    text = TWO_STAGES.replace("[data, [second, first]]", "[first, second]").replace("needs: [data]}", "only: {method: base}}")
+    text = text.replace("[data, first], ", "[data], ")
+    assert parse_sweep(text, "s.yaml").pipeline["last"].needs == ("first", "second")
+
+
+def test_that_a_circle_through_a_choice_is_found(complaint: Complaint) -> None:
+    text = TWO_STAGES.replace("first: {job: count, needs: [data]}", "first: {job: count, needs: [[last, data]]}")
+    assert "need each other in a circle" in complaint(lambda: parse_sweep(text, "s.yaml"))
+
+
+def test_that_a_protocol_may_differ_by_column(complaint: Complaint) -> None:
+    table = "table: {rows: method, columns: data, value: {metric: eval/ari, over: seed}, protocol: {small: one way}}\n"
+    found = parse_sweep(GRID + table, "s.yaml").table
+    assert found is not None
+    assert found.protocol == {"small": "one way"}
+    assert "did you mean `small`?" in complaint(lambda: parse_sweep(GRID + table.replace("small:", "smal:"), "s.yaml"))
+
+
 def test_that_option_names_are_taken_as_written_whatever_yaml_makes_of_them() -> None:
     sweep = parse_sweep(
         "axes: {a: {on: {}, 010: {}, null: {}}, lr: {key: optimizer.learning_rate, values: [1e-3, 0.10]}}", "s.yaml"
@@ -129,6 +171,25 @@ WRONG = [
     ("pipeline: {a: {job: count, needs: [b]}, b: {job: count, needs: [a]}}\n", "need each other in a circle", "a -> b -> a"),
     ("pipeline: {a: {job: count, needs: [a]}}\n", "pipeline.a.needs[0]: needs an unknown step", "value:   a"),
     ("pipeline: {a: {job: count}, b: {job: count}, c: {job: count, needs: [a, b]}}\n", "needs two steps of kind `count`", "a, b"),
+    (
+        "pipeline: {a: {job: count}, b: {job: count}, c: {job: count, needs: [[a, b], a]}}\n",
+        "needs two steps of kind `count`",
+        "give one of the steps an `only`",
+    ),
+    ("pipeline: {a: {job: count}, c: {job: count, needs: [[a]]}}\n", "is no choice of steps", "the first of them"),
+    ("pipeline: {a: {job: count, only: {metod: one}}}\n", "pipeline.a.only.metod: unknown key", "did you mean `method`?"),
+    ("pipeline: {a: {job: count, only: {method: won}}}\n", "unknown option of axis `method`", "allowed: one, two"),
+    ("pipeline: {a: {job: count, only: {}}}\n", "pipeline.a.only: names no axis", "leave it out"),
+    ("where: [{if: {method: one}, steps: {trian: [seed=1]}}]\n", "where[0].steps.trian: unknown key", "did you mean `train`?"),
+    ("where: [{if: {method: one}, steps: {train: [seed=1, seed=2]}}]\n", "sets `seed` twice", "seed=1, seed=2"),
+    ("where: [{if: {method: one}, steps: {train: []}}]\n", "where[0].steps.train: has no override", ""),
+    ("where: [{if: {method: one}, steps: {train: seed=1}}]\n", "where[0].steps.train: is not a list", "write a list"),
+    ("where: [{if: {method: one}, steps: {train: [seed=1]}, skip: true}]\n", "both sets, skips or cites", "use one of the three"),
+    (
+        "pipeline: {a: {job: count}, b: {job: count, only: {method: two}}}\nwhere: [{if: {method: one}, steps: {b: [seed=1]}}]\n",
+        "s.yaml:12: where[0]: this rule has overrides for a step of other cells",
+        "allowed: cells with method: two",
+    ),
     ("resources: {trian: {nodes: 1}}\n", "resources.trian: unknown key", "did you mean `train`?"),
     ("resources: {train: {gpus: 1}}\n", "resources.train.gpus: unknown key", "gpus_per_node"),
     ("resources: {train: {nodes: two}}\n", "resources.train.nodes: is not a whole number in range", "value:   two"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from orchestrator.errors import Problem, UserError
 from orchestrator.identity import run_id
 from orchestrator.lifecycle import RunState
+from orchestrator.submission import content_of
 from orchestrator.sweep.plan import Known, Plan
 
 Planner = Callable[..., Plan]
@@ -202,3 +204,109 @@ def test_that_a_wrong_value_is_the_users_error(planned: Planner, text: str, comp
     assert "sweeps/s.yaml: count" in complaint(lambda: planned(COUNT, overrides=[text], only=["seed=0"])) or "--set" in complaint(
         lambda: planned(COUNT, overrides=[text])
     )
+
+
+TWO_STAGES = """
+base: [data=coco_mini, backbone=vit_tiny_random, miniature=coco]
+axes:
+  method:
+    base: {}
+    weak: {steps: {stage2: [objective=sparsity_released]}}
+    strong: {steps: {stage2: [objective=sparsity_paper], evaluate: [gate=deterministic]}}
+  seed: {key: seed, values: [0, 1]}
+pipeline:
+  prepare: {job: prepare}
+  embed: {job: embed, needs: [prepare]}
+  stage1: {job: train, needs: [prepare, embed], set: [experiment=adaslot_stage1]}
+  stage2: {job: train, needs: [prepare, embed, stage1], set: [experiment=adaslot], only: {method: [weak, strong]}}
+  evaluate: {job: evaluate, needs: [prepare, embed, [stage2, stage1]]}
+"""
+
+
+def test_that_two_stages_share_the_first_and_the_second_starts_from_it(planned: Planner) -> None:
+    plan = planned(TWO_STAGES)
+    steps = [run.step for run in plan.runs.values()]
+    assert {step: steps.count(step) for step in steps} == {"prepare": 1, "embed": 1, "stage1": 2, "stage2": 4, "evaluate": 6}
+    for cell in plan.cells:
+        first, second = cell.runs["stage1"], cell.runs.get("stage2")
+        assert (second is None) == (cell.cell.coordinates["method"] == "base")
+        assert plan.runs[first].needs == {"prepare": cell.runs["prepare"], "embed": cell.runs["embed"]}
+        assert plan.runs[cell.runs["evaluate"]].needs["train"] == (second or first)
+        if second is not None:
+            assert plan.runs[second].needs == {**plan.runs[first].needs, "train": first}
+            assert plan.runs[second].spec.seed == plan.runs[first].spec.seed
+
+
+def test_that_overrides_for_one_step_stay_in_it_and_follow_the_others(planned: Planner) -> None:
+    runs = {run.step: run for run in planned(TWO_STAGES, only=["method=strong,seed=0"]).runs.values()}
+    assert runs["stage2"].config["objective"] == {"kind": "reconstruction", "sparsity": 0.5}
+    assert runs["stage1"].config["objective"] == {"kind": "reconstruction", "sparsity": 0.0}
+    assert runs["evaluate"].config["gate"] == "deterministic"
+    text = TWO_STAGES.replace("base: {}", "base: {set: [steps=7], steps: {stage1: [steps=8]}}")
+    text = text.replace("experiment=adaslot_stage1]", "experiment=adaslot_stage1, steps=9]")
+    found = {run.step: run for run in planned(text, only=["method=base,seed=0"]).runs.values()}
+    assert found["stage1"].config["steps"] == 8  # after the option's `set` and the step's own
+
+
+def test_that_the_command_line_comes_after_everything_in_the_file(planned: Planner) -> None:
+    text = TWO_STAGES.replace("experiment=adaslot]", "experiment=adaslot, steps=9]").replace(
+        "weak: {steps: {stage2: [", "weak: {steps: {stage2: [steps=10, "
+    )
+    for run in planned(text, overrides=["steps=2"]).runs.values():
+        assert run.config.get("steps", 2) == 2
+
+
+def test_that_an_override_for_one_step_that_does_not_reach_it_is_named_with_its_line(
+    planned: Planner, complaint: Complaint
+) -> None:
+    said = complaint(lambda: planned(TWO_STAGES.replace("gate=deterministic", "backbone=dino_vitb16")))
+    assert said.startswith("sweeps/s.yaml:7: override matches nothing in `evaluate`")
+
+
+def test_that_online_features_leave_the_embed_step_out(planned: Planner) -> None:
+    plan = planned(TWO_STAGES, overrides=["features=online", "backbone@online=vit_tiny_random"])
+    assert "embed" not in {run.kind for run in plan.runs.values()}
+    assert all("embed" not in run.needs for run in plan.runs.values())
+    assert all(run.config["online"]["name"] == "vit_tiny_patch16_224" for run in plan.runs.values() if run.kind == "train")
+
+
+def test_that_a_stage_without_its_need_is_named(planned: Planner, complaint: Complaint) -> None:
+    lonely = TWO_STAGES.replace("needs: [prepare, embed, stage1]", "needs: [prepare, embed]")
+    assert "sweeps/s.yaml: stage2: warm_start and a need of kind `train` go together" in complaint(lambda: planned(lonely))
+
+
+def test_that_weights_count_by_their_content_and_not_by_their_place(planned: Planner) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def content(kind: str, path: str) -> str:
+        asked.append((kind, path))
+        return "e" * 64
+
+    def at(path: str) -> list[str]:
+        return ["backbone.weights=file", f"backbone.path={path}"]
+
+    here, there = (planned(TWO_STAGES, overrides=at(path), content=content) for path in ("/here/w.pth", "/there/w.pth"))
+    assert asked == [("weights", "/here/w.pth"), ("weights", "/there/w.pth")]
+    assert set(here.runs) == set(there.runs)
+    assert {run.config["backbone"]["content"] for run in here.runs.values() if run.kind == "embed"} == {"e" * 64}
+    online = ["features=online", "backbone@online=vit_tiny_random", "online.weights=file", "online.path=/here/w.pth"]
+    trains = [run for run in planned(TWO_STAGES, overrides=online, content=content).runs.values() if run.kind == "train"]
+    assert {run.config["online"]["content"] for run in trains} == {"e" * 64}
+
+
+def test_that_missing_weights_and_a_missing_folder_are_both_named(planned: Planner, complaint: Complaint) -> None:
+    wrong = ["data=coco", "data.path=/nowhere/coco", "backbone.weights=file", "backbone.path=/nowhere/w.pth"]
+    said = complaint(lambda: planned(TWO_STAGES, overrides=wrong[:2], content=content_of))
+    assert said.startswith("sweeps/s.yaml: prepare: data.path: no such folder\n  value:   /nowhere/coco")
+    assert "train2017" in said
+    said = complaint(lambda: planned(TWO_STAGES, overrides=wrong[2:], content=content_of))
+    assert said.startswith("sweeps/s.yaml: embed: backbone.path: no such file of weights\n  value:   /nowhere/w.pth")
+
+
+def test_that_the_content_of_weights_is_the_files_sha256(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    assert content_of("weights", str(tmp_path / "w.pth")) == hashlib.sha256(b"weights").hexdigest()
+    with pytest.raises(UserError, match="is not a file of weights"):
+        content_of("weights", str(tmp_path))
+    with pytest.raises(UserError, match="is not a folder"):
+        content_of("coco", str(tmp_path / "w.pth"))

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from jobs.metrics import METRICS, NOISE_SD
-from jobs.spec import JOB_KINDS, EvaluateSpec, TrainSpec
-from models.spec import CosineObjective, CovarianceObjective, SlotAutoencoderSpec
+from jobs.spec import JOB_KINDS, CocoSpec, EmbedSpec, EvaluateSpec, PrepareSpec, TrainSpec, WarmStartSpec
+from models.spec import (
+    CocoAdaptiveDecoder,
+    CosineObjective,
+    CovarianceObjective,
+    DinosaurSpec,
+    GateSpec,
+    PatchMlpDecoder,
+    PatchTransformerDecoder,
+    ReconstructionObjective,
+    SlotAutoencoderSpec,
+)
 from orchestrator.errors import UserError
 from orchestrator.sweep.compose import Composer
 from orchestrator.sweep.expand import expand
 from orchestrator.sweep.grammar import load_sweep, parse_sweep
 from orchestrator.sweep.plan import Plan, plan
 
-SWEEPS = ("table1", "demo", "count")
-SIZES = {"table1": (9, 19), "demo": (10, 21), "count": (8, 8)}
+SWEEPS = ("table1", "table3", "dinosaur", "adaslot", "demo", "count")
+SIZES = {"table1": (18, 33), "table3": (12, 26), "dinosaur": (24, 38), "adaslot": (30, 41), "demo": (10, 21), "count": (8, 8)}
+MINIATURE = ("backbone=vit_tiny_random", "miniature=coco")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +50,8 @@ def test_that_a_sweep_has_its_cells_and_runs(plans: dict[str, Plan], name: str) 
 
 def test_that_table_1_trains_with_the_settings_of_the_published_commands(plans: dict[str, Plan]) -> None:
     for cell in plans["table1"].cells:
+        if cell.cell.coordinates["dataset"] != "mdsprites":
+            continue
         spec = plans["table1"].runs[cell.runs["train"]].spec
         assert isinstance(spec, TrainSpec)
         assert isinstance(spec.model, SlotAutoencoderSpec)
@@ -56,9 +70,142 @@ def test_that_table_1_trains_with_the_settings_of_the_published_commands(plans: 
 def test_that_table_1_stands_beside_the_papers_numbers(plans: dict[str, Plan]) -> None:
     table = plans["table1"].sweep.table
     assert table is not None
-    assert table.paper == {"slot_attn": {"mdsprites": 90.71}, "covloss": {"mdsprites": 87.42}, "cosine": {"mdsprites": 88.82}}
+    assert table.paper == {
+        "slot_attn": {"mdsprites": 90.71},
+        "covloss": {"mdsprites": 87.42, "coco": 29.55},
+        "cosine": {"mdsprites": 88.82, "coco": 34.23},
+    }
     assert table.paper_source
-    assert table.protocol
+    assert set(table.protocol) == {"mdsprites", "coco"}
+    cited = [cell for cell in plans["table1"].cells if cell.cell.cite is not None]
+    assert {(cell.cell.coordinates["method"], cell.cell.coordinates["dataset"], cell.cell.cite) for cell in cited} == {
+        ("slot_attn", "coco", 20.0)
+    }
+
+
+def trained(plans: dict[str, Plan], sweep: str, step: str = "train", **at: str) -> tuple[TrainSpec, Plan, Mapping[str, str]]:
+    """The training configuration of the first cell at some coordinates, the plan, and the cell's runs."""
+    made = plans[sweep]
+    cells = [cell for cell in made.cells if cell.cell.coordinates.items() >= at.items()]
+    spec = made.runs[cells[0].runs[step]].spec
+    assert isinstance(spec, TrainSpec)
+    return spec, made, cells[0].runs
+
+
+@pytest.mark.parametrize(("method", "slot_size", "kind"), [("covloss", 64, "covariance"), ("cosine", 128, "cosine")])
+def test_that_table_1_on_coco_trains_with_the_published_settings(
+    plans: dict[str, Plan], method: str, slot_size: int, kind: str
+) -> None:
+    spec, made, runs = trained(plans, "table1", method=method, dataset="coco")
+    assert isinstance(spec.model, DinosaurSpec)
+    assert spec.model == DinosaurSpec(
+        num_slots=7, slot_size=slot_size, adapter="covloss", init="covloss", decoder=CocoAdaptiveDecoder()
+    )
+    assert (spec.steps, spec.batch_size, spec.flip, spec.objective.kind) == (500_000, 64, False, kind)
+    assert (spec.optimizer.grad_clip, spec.optimizer.decay) == (1.0, "during_warmup")
+    embed, prepare, evaluate = (made.runs[runs[step]].spec for step in ("embed", "prepare", "evaluate"))
+    assert isinstance(embed, EmbedSpec)
+    assert (embed.backbone.normalise, embed.flips) == ("none", False)
+    assert isinstance(prepare, PrepareSpec)
+    assert isinstance(prepare.data, CocoSpec)
+    assert (prepare.data.preprocessing, prepare.data.target_resolution, prepare.data.train_images) == (
+        "covloss",
+        128,
+        "annotated",
+    )
+    assert isinstance(evaluate, EvaluateSpec)
+    assert evaluate.protocol == "covloss"
+
+
+def test_that_the_data_column_of_table_1_needs_no_embed_run(plans: dict[str, Plan]) -> None:
+    for cell in plans["table1"].cells:
+        assert ("embed" in cell.runs) == (cell.cell.coordinates["dataset"] == "coco" and cell.cell.cite is None)
+    ids = {cell.runs["train"] for cell in plans["table1"].cells if cell.cell.coordinates["dataset"] == "mdsprites"}
+    assert all(set(plans["table1"].runs[one].needs) == {"prepare"} for one in ids)
+
+
+@pytest.mark.parametrize(
+    ("method", "slot_size"), [("dinosaur", 256), ("covloss", 256), ("dinosaur_large", 1024), ("covloss_large", 1024)]
+)
+def test_that_table_3_trains_with_the_published_settings(plans: dict[str, Plan], method: str, slot_size: int) -> None:
+    spec, _, runs = trained(plans, "table3", method=method)
+    decoder = PatchMlpDecoder(hidden=3072, layers=4, positions="xavier")
+    assert spec.model == DinosaurSpec(num_slots=7, slot_size=slot_size, adapter="covloss", init="covloss", decoder=decoder)
+    assert spec.optimizer.grad_clip == 1.0
+    if method.startswith("covloss"):
+        assert isinstance(spec.objective, CovarianceObjective)
+        assert (spec.objective.weight, spec.objective.var_weight, spec.objective.cov_weight) == (1.0, 1.0, 1.0)
+        assert (spec.objective.std_target, spec.objective.divide_by) == (1.0, "features")
+        assert (spec.objective.projection.kind, spec.objective.projection.size) == ("identity", slot_size)
+    else:
+        assert spec.objective == ReconstructionObjective()
+    assert runs["embed"] == trained(plans, "table1", method="covloss", dataset="coco")[2]["embed"]  # one run for both tables
+
+
+def test_that_adaslot_has_the_published_stages(plans: dict[str, Plan]) -> None:
+    for method, sparsity in (("paper", 0.5), ("released", 0.1)):
+        first, _, _ = trained(plans, "adaslot", step="stage1", method=method)
+        second, made, runs = trained(plans, "adaslot", step="stage2", method=method)
+        assert isinstance(first.model, DinosaurSpec)
+        assert isinstance(second.model, DinosaurSpec)
+        assert (first.steps, first.model.num_slots, first.model.gate, first.warm_start) == (200_000, 7, None, None)
+        assert (second.steps, second.model.num_slots, second.model.gate) == (500_000, 33, GateSpec(temperature=1.0))
+        assert second.objective == ReconstructionObjective(sparsity=sparsity)
+        assert second.warm_start == WarmStartSpec(fresh=("gate",))
+        for spec in (first, second):
+            assert (spec.flip, spec.optimizer.decay, spec.optimizer.grad_clip) == (True, "during_warmup", 1.0)
+        assert made.runs[runs["stage2"]].needs["train"] == runs["stage1"]
+
+
+def test_that_evaluations_with_and_without_the_gates_noise_share_their_training(plans: dict[str, Plan]) -> None:
+    cells = {tuple(cell.cell.coordinates.values()): cell.runs for cell in plans["adaslot"].cells}
+    noisy, still = cells["paper", "official", "0"], cells["paper_no_noise", "gd", "0"]
+    assert noisy["stage2"] == still["stage2"]
+    assert noisy["evaluate"] != still["evaluate"]
+    assert "stage2" not in cells["stage1", "official", "0"]
+
+
+def test_that_dinosaur_has_both_decoders_and_schedules(plans: dict[str, Plan]) -> None:
+    found = {
+        method: trained(plans, "dinosaur", method=method)[0]
+        for method in ("mlp", "transformer", "mlp_early_decay", "transformer_early_decay")
+    }
+    assert {name: spec.optimizer.decay for name, spec in found.items()} == {
+        "mlp": "after_warmup", "transformer": "after_warmup",
+        "mlp_early_decay": "during_warmup", "transformer_early_decay": "during_warmup",
+    }  # fmt: skip
+    assert found["mlp"].model == DinosaurSpec()
+    assert found["transformer"].model == DinosaurSpec(decoder=PatchTransformerDecoder())
+
+
+@pytest.mark.parametrize(
+    ("name", "only", "data"),
+    [
+        ("table1", ["dataset=coco"], "coco_covloss_mini"),
+        ("table3", [], "coco_covloss_mini"),
+        ("dinosaur", [], "coco_mini"),
+        ("adaslot", [], "coco_mini"),
+    ],
+)
+def test_that_a_coco_sweep_runs_in_miniature_with_the_overrides_of_its_header(
+    repository: Path, composer: Composer, name: str, only: list[str], data: str
+) -> None:
+    sweep = load_sweep(repository / "sweeps" / f"{name}.yaml")
+    header = sweep.text[: sweep.text.index("title:")]
+    assert all(f"--set {text}" in header for text in (f"data={data}", *MINIATURE))
+    cells = expand(sweep, only=only, overrides=[f"data={data}", *MINIATURE])
+    made = plan(sweep, cells, composer, content=lambda kind, path: "c" * 64, existing=lambda run_id: None)
+    for run in made.runs.values():
+        if isinstance(run.spec, TrainSpec):
+            assert (run.spec.steps, run.spec.batch_size, run.spec.precision) == (6, 4, "fp32")
+        if isinstance(run.spec, PrepareSpec):
+            assert run.spec.data.path is None
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_that_a_header_says_question_command_cost_and_expected_result(repository: Path, name: str) -> None:
+    header = (repository / "sweeps" / f"{name}.yaml").read_text().partition("title:")[0]
+    assert all(f"# {word}:" in header for word in ("question", "command", "cost", "expected"))
 
 
 def test_that_the_demonstration_has_two_rows_without_training(plans: dict[str, Plan]) -> None:

@@ -177,3 +177,74 @@ def test_that_every_planned_run_is_a_sample_or_a_gap_and_the_best_is_best(number
         assert set(winners) == {max(means) if better == "higher" else min(means)}
     else:
         assert winners == []
+
+
+def two_stages(runs: dict[str, RunSummary]) -> SweepRecord:
+    """A row of the first stage and one of the second, which share it; the table shows the evaluation of either."""
+    rows = {name: Option(name=name, label=name) for name in ("first", "second")}
+    return SweepRecord(
+        name="s",
+        title="s",
+        axes={"method": Axis(name="method", options=rows)},
+        cells=(
+            CellEntry(coordinates={"method": "first"}, runs={"stage1": "train-1", "evaluate": "evaluate-1"}),
+            CellEntry(
+                coordinates={"method": "second"}, runs={"stage1": "train-1", "stage2": "train-2", "evaluate": "evaluate-2"}
+            ),
+        ),
+        table=Table(
+            rows="method",
+            columns=None,
+            value=Value(metric="eval/fg_ari", step="evaluate"),
+            more=(Value(metric="train/kept_slots", step="stage2"), Value(metric="train/loss", step="stage1")),
+            paper={"first": {"": 1.0}},
+            paper_source="a paper",
+            protocol="a way",
+        ),
+        runs=runs,
+    )
+
+
+def summary(kind: str, state: RunState, *needs: str) -> RunSummary:
+    return RunSummary(kind=kind, state=state, reason=state.value, needs=needs)
+
+
+def test_that_each_number_comes_from_its_own_step_and_rows_without_it_are_empty():
+    done = {name: summary(name.partition("-")[0], RunState.DONE) for name in ("train-1", "train-2", "evaluate-1", "evaluate-2")}
+    values = {
+        "train-1": {"train/loss": 3.0}, "train-2": {"train/kept_slots": 9.0, "train/loss": 7.0},
+        "evaluate-1": {"eval/fg_ari": 0.4}, "evaluate-2": {"eval/fg_ari": 0.5},
+    }  # fmt: skip
+    scores, kept, loss = (
+        [[row[0].mean, row[0].expected] for row in block.cells] for block in assemble(two_stages(done), values).blocks
+    )
+    assert scores == [[0.4, 1], [0.5, 1]]
+    assert kept == [[None, 0], [9.0, 1]]
+    assert loss == [[3.0, 1], [3.0, 1]]
+
+
+def test_that_a_gaps_reason_is_a_step_that_the_number_waits_for():
+    runs = {
+        "train-1": summary("train", RunState.DONE),
+        "train-2": summary("train", RunState.FAILED, "train-1"),
+        "evaluate-1": summary("evaluate", RunState.QUEUED, "train-1"),
+        "evaluate-2": summary("evaluate", RunState.PLANNED, "train-2"),
+    }
+    record = two_stages(runs)
+    other = replace(record.cells[0], runs={"stage1": "train-1", "stage2": "train-2", "evaluate": "evaluate-1"})
+    found = assemble(replace(record, cells=(other, record.cells[1])), {}).blocks[0].cells
+    assert [row[0].gaps[0].reason for row in found] == ["queued", "failed"]
+
+
+def test_that_a_protocol_by_column_is_a_note_per_column(record, values):
+    table = replace(record.table, protocol={"coco": "masks at 320"})
+    assert "the paper's protocol (COCO): masks at 320" in assemble(replace(record, table=table), values).notes
+    read = SweepRecord.from_json(replace(record, table=table).to_json())
+    assert read.table == table
+
+
+def test_that_a_record_keeps_overrides_for_one_step_and_reads_older_ones(record):
+    axis = Axis(name="m", options={"a": Option(name="a", label="a", steps={"train": ("seed=1",)})})
+    with_steps = replace(record, axes={**record.axes, "m": axis})
+    assert SweepRecord.from_json(with_steps.to_json()) == with_steps
+    assert SweepRecord.from_json(record.to_json().replace('"steps": {},', "")) == record
