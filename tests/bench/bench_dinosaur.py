@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python tests/bench/bench_dinosaur.py [--slots 7 33] [--repeats 5] [--threads 1] [--bf16] [--json]
 
 A step is forward, mean squared error and backward on one fixed batch (no optimiser, no loader, no ViT). The variants take
-turns, so that a busy machine slows both, and with one thread on the CPU the seconds are the process's own. Memory is what a step adds at its peak (on the CPU: of a forked process, which
-takes one step), and what autograd holds between forward and backward beside the parameters.
+turns, so that a busy machine slows both, and with one thread on the CPU the seconds are the process's own. Memory is what
+a step adds at its peak (on the CPU: of a forked process, which takes one step), and what autograd holds between forward
+and backward beside the parameters.
 """
 
 from __future__ import annotations
