@@ -361,8 +361,8 @@ class Embedding:
                 raise ConnectionResetError(f"Connection reset by peer: rank {gone[0]} left its shards undone")
             if time.monotonic() - self._changed_at > self.spec.runtime.hang_timeout_s:
                 raise RuntimeError(
-                    f"Timed out waiting for shards of rank {', '.join(map(str, others))}: {self._done} of {self.layout.images} "
-                    f"images are there, and no new ones for {self.spec.runtime.hang_timeout_s:.0f} s (runtime.hang_timeout_s)"
+                    f"Timed out waiting for shards of rank {', '.join(map(str, others)) or '0'}: {self._done} of "
+                    f"{self.layout.images} images are there, and no new ones for {self.spec.runtime.hang_timeout_s:.0f} s (runtime.hang_timeout_s)"
                 )
             self.run.flag.wait(0.05 if self.run.ranks.world_size == 1 else 0.2)
 

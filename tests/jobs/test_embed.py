@@ -179,6 +179,26 @@ def test_that_kills_and_ranks_change_no_byte(world_size: int, untouched: RunDir,
     assert not (run_dir.path / "work").exists()
 
 
+def test_that_ranks_share_the_shards(untouched: RunDir, prepared: Path, tmp_path: Path) -> None:
+    run_dir = embed_run(tmp_path, prepared)
+
+    def listed() -> None:
+        real = FeatureWriter.commit
+
+        def commit(writer: FeatureWriter, shard: Shard, *args: Any, **named: Any) -> bool:
+            with open(tmp_path / f"rank{os.environ['RANK']}", "a") as file:
+                file.write(f"{shard.name}\n")
+            return real(writer, shard, *args, **named)
+
+        FeatureWriter.commit = commit  # type: ignore[method-assign]  # in the forks only
+
+    pids = forks.run_group(run_dir, ranks=3, launch="shared", hook=listed)
+    assert [one.code for one in forks.end_group(pids)] == [0, 0, 0], said(run_dir)
+    shares = [(tmp_path / f"rank{rank}").read_text().split() for rank in range(3)]
+    assert sorted(len(share) for share in shares) == [3, 3, 4]
+    assert sorted(name for share in shares for name in share) == sorted(set(features(run_dir)) - {"manifest.json"})
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_that_a_signal_ends_all_ranks_and_the_next_attempt_goes_on(
     world_size: int, untouched: RunDir, prepared: Path, tmp_path: Path
