@@ -15,7 +15,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,14 +27,13 @@ import torch
 from jobs import ranks
 from jobs.attempt import Finished, Left, Refused, Run, Superseded
 from jobs.data.coco_store import CocoStore
-from jobs.data.errors import DataError, Place
-from jobs.data.feature_manifest import STORED, DTypeName, FeatureManifest, Layout, Shard, backbone_facts, manifest_path
+from jobs.data.feature_manifest import FeatureManifest, Layout, Shard, backbone_facts, manifest_path
 from jobs.data.feature_writer import FeatureWriter, finished_store, pooled_error_floor
 from jobs.data.features import FeatureStore
 from jobs.data.store import SplitName
 from jobs.distributed import configure_precision
+from jobs.embed_shard import embed_shard
 from jobs.inputs import open_store
-from jobs.samples import to_images
 from jobs.spec import EmbedSpec
 from jobs.weights import load_backbone, weights_digest
 
@@ -47,7 +46,6 @@ CHECKPOINT_EVERY_S = 5.0
 LOOK_EVERY_S = 1.0
 """Seconds between two looks at what other ranks have done."""
 SAY_EVERY_S = 30.0
-TORCH_DTYPES: Mapping[DTypeName, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def run_embed(run: Run) -> Finished:
@@ -92,56 +90,6 @@ def expected_manifest(spec: EmbedSpec, images: CocoStore, *, prepare: str) -> Fe
         flips=spec.flips,
         shard_images=spec.shard_images,
     )
-
-
-def embed_shard(
-    backbone: torch.nn.Module,
-    images_NHWC: np.ndarray,
-    shard: Shard,
-    layout: Layout,
-    *,
-    batch_size: int,
-    device: torch.device,
-    on_batch: Callable[[], None],
-) -> tuple[np.ndarray, float]:
-    """Tokens of one shard as they are stored, and the sum of squared differences to those in fp32.
-
-    Args:
-        backbone: images [B,3,H,W] in [0, 1] -> tokens [B,N,C], on `device`.
-        images_NHWC: all images of the split, uint8.
-        shard: which of them, and whether mirrored.
-        layout: the store's.
-        batch_size: images at once.
-        device: where to compute.
-        on_batch: called before each batch; whatever it raises ends the call.
-
-    Raises:
-        DataError: tokens that are not finite in the stored dtype.
-    """
-    rows = np.empty(layout.shape(shard), dtype=STORED[layout.dtype])
-    squared_error = 0.0
-    for at in range(0, shard.count, batch_size):
-        on_batch()
-        first = shard.first + at
-        count = min(batch_size, shard.count - at)
-        batch_BHWC = torch.from_numpy(np.array(images_NHWC[first : first + count])).to(device)
-        if shard.part == "train_mirrored":
-            batch_BHWC = batch_BHWC.flip(2)
-        with torch.inference_mode():
-            tokens_BNC = backbone(to_images(batch_BHWC))
-            kept_BNC = tokens_BNC.to(TORCH_DTYPES[layout.dtype])
-            batch_error = (kept_BNC.float() - tokens_BNC).square().sum(dtype=torch.float64).item()
-        if not np.isfinite(batch_error):
-            raise DataError(
-                f"tokens are not finite in {layout.dtype}",
-                place=Place(file=shard.name, record=at),
-                expected=f"values up to {torch.finfo(TORCH_DTYPES[layout.dtype]).max:.3g}",
-                hint="set dtype=bf16 or fp32; if it persists, the weights are damaged",
-            )
-        squared_error += batch_error
-        bits = kept_BNC.view(torch.uint16) if layout.dtype == "bf16" else kept_BNC
-        rows[at : at + count] = bits.cpu().numpy()
-    return rows, squared_error
 
 
 def _start(
@@ -360,9 +308,10 @@ class Embedding:
                     continue
                 raise ConnectionResetError(f"Connection reset by peer: rank {gone[0]} left its shards undone")
             if time.monotonic() - self._changed_at > self.spec.runtime.hang_timeout_s:
+                silent_s = self.spec.runtime.hang_timeout_s
                 raise RuntimeError(
                     f"Timed out waiting for shards of rank {', '.join(map(str, others)) or '0'}: {self._done} of "
-                    f"{self.layout.images} images are there, and no new ones for {self.spec.runtime.hang_timeout_s:.0f} s (runtime.hang_timeout_s)"
+                    f"{self.layout.images} images are there, and no new ones for {silent_s:.0f} s (runtime.hang_timeout_s)"
                 )
             self.run.flag.wait(0.05 if self.run.ranks.world_size == 1 else 0.2)
 

@@ -29,7 +29,7 @@ from jobs.data.feature_manifest import Layout, Shard
 from jobs.data.feature_writer import FeatureWriter
 from jobs.data.features import FeatureStore
 from jobs.data.store import write_manifest
-from jobs.embed import embed_shard
+from jobs.embed_shard import embed_shard
 from jobs.journal import read_journal
 from jobs.preemption import Flag
 from jobs.weights import load_backbone, weights_digest
