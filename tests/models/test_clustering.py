@@ -129,3 +129,10 @@ def test_that_pair_scores_are_undefined_without_pairs() -> None:
     assert math.isnan(precision)
     assert recall == 0
     assert math.isnan(f1)
+
+
+def test_that_one_object_in_several_segments_is_exactly_zero() -> None:
+    rng = np.random.default_rng(0)
+    counts = table(np.ones((1, 5_000), dtype=np.int64), rng.integers(0, 6, (1, 5_000)))
+    assert float(clustering.ami(counts)) == 0.0
+    assert float(clustering.nmi(counts)) == 0.0
