@@ -67,7 +67,7 @@ class CocoSource:
 @contextmanager
 def open_coco(data: CocoSpec, folder: Path, *, workers: int = 0) -> Iterator[CocoSource]:
     """Read the lists of images, and the annotations as far as they are needed: those of the training images only to leave
-    out images without one (450 MB of JSON then: 10 to 20 s and 3 GB of memory at every start).
+    out images without one (450 MB of JSON then: about 20 s and some gigabytes of memory at every start).
 
     Args:
         data: what to read.

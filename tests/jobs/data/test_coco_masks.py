@@ -106,7 +106,7 @@ def test_that_covloss_masks_are_squashed_bilinearly_above_one_half_and_lose_over
     assert set(np.unique(instances)) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("size", [(97, 131), (60, 41), (128, 300)])
+@pytest.mark.parametrize("size", [(97, 131), (60, 41), (128, 300), (256, 256)])
 def test_that_covloss_masks_are_torchvisions_of_a_uint8_tensor(size: tuple[int, int]) -> None:
     mask = np.random.default_rng(size[0]).integers(0, 2, size, dtype=np.uint8)
     encoded = coco_mask.encode(np.asfortranarray(mask))
