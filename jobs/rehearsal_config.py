@@ -7,10 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 STEPS = 3
+SPARE = 8
+"""Images of a second, uneven batch."""
+VALIDATION = 16
 
 
 def shorten(config: Mapping[str, Any], *, batch_size: int) -> dict[str, Any]:
-    """The same configuration, as little work as exercises everything: three steps, two batches of data, one noise seed."""
+    """The same configuration, as little work as exercises everything: three steps, two batches of data, one noise seed.
+
+    A COCO folder keeps its first images; features are made of those, in several shards.
+    """
     short = json.loads(json.dumps(dict(config)))
     short["runtime"] = dict(short.get("runtime", {})) | {"checkpoint_every_steps": 1, "log_every": 1}
     match short["kind"]:
@@ -20,9 +26,22 @@ def shorten(config: Mapping[str, Any], *, batch_size: int) -> dict[str, Any]:
         case "count":
             short |= {"steps": min(short["steps"], STEPS), "step_s": 0.0}
         case "prepare":
-            for split, most in (("train", 2 * batch_size), ("test", 16)):
-                short["data"][split]["count"] = min(short["data"][split]["count"], most)
-            short["data"]["test"]["first"] = short["data"]["train"]["first"] + short["data"]["train"]["count"]
+            short["data"] = _less_data(short["data"], batch_size=batch_size)
+        case "embed":
+            short["shard_images"] = min(short["shard_images"], max(1, (batch_size + SPARE) // 2))
         case "evaluate":
             short["noise_seeds"] = short["noise_seeds"][:1]
     return dict(short)
+
+
+def _less_data(data: dict[str, Any], *, batch_size: int) -> dict[str, Any]:
+    if data["kind"] == "coco":
+        for key, made, most in (("max_train", "train_images", batch_size + SPARE), ("max_val", "val_images", VALIDATION)):
+            data[key] = min(data[key] or most, most)
+            if data["generator"] is not None:
+                data["generator"][made] = min(data["generator"][made], most)
+        return data
+    for split, most in (("train", 2 * batch_size), ("test", VALIDATION)):
+        data[split]["count"] = min(data[split]["count"], most)
+    data["test"]["first"] = data["train"]["first"] + data["train"]["count"]
+    return data

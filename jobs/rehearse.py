@@ -19,9 +19,13 @@ from typing import Any
 
 from jobs import attempt, forks
 from jobs.compare import differences, newest_state
-from jobs.contract import ExitCode, RunDir, Status, read_outcome
+from jobs.contract import Attempt, ExitCode, RunDir, Status, read_outcome
 from jobs.forks import Ended, make_run, start, wait
 from jobs.journal import CHECKPOINT, read_journal
+from jobs.preemption import Flag
+from jobs.ranks import Ranks
+from jobs.samples import ImageSamples, Samples
+from jobs.spec import FrozenRun, TrainSpec
 
 WORKERS = (0, 1, 2, 4)
 LOADER_S = 1.0
@@ -63,7 +67,7 @@ def step_seconds(run_dir: RunDir) -> float | None:
 
 
 def _measure(run_dir: RunDir, ended: Ended) -> dict[str, Any]:
-    """Parameters, memory, step time and checkpoint size of an untouched short run."""
+    """Parameters, memory, step time, checkpoint size and embedding rate of an untouched short run."""
     saved = [entry.detail for entry in read_journal(run_dir.journals).counting() if entry.event == CHECKPOINT]
     sizes = {
         name: leaf.numel() for name, leaf in newest_state(run_dir).items()
@@ -71,20 +75,24 @@ def _measure(run_dir: RunDir, ended: Ended) -> dict[str, Any]:
     }  # fmt: skip
     outcome = read_outcome(run_dir)
     device_mib = outcome.values.get("train/peak_memory_mib") if outcome else None
+    rates = [one for entry in read_journal(run_dir.journals).counting() if (one := entry.metrics.get("embed/images_per_s"))]
     return {
         "parameters": sum(sizes.values()),
         "peak_mib": device_mib or ended.peak_mib,
         "step_s": step_seconds(run_dir),
         "checkpoint_bytes": max((int(one["bytes"]) for one in saved), default=0),
         "checkpoint_s": max((float(one["seconds"]) for one in saved), default=0.0),
+        "images_per_s": rates[-1] if rates else None,
     }
 
 
 def rehearse_run(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
     """One run of a chain; for kinds with steps also killed after the first checkpoint, restored and compared."""
     run_dir = make_run(folder, step["id"], step["config"], step["needs"])
-    if read_outcome(run_dir) is not None:
-        return {"kind": step["kind"], "reused": True}
+    before = read_outcome(run_dir)
+    if before is not None:  # a run that an earlier chain shares
+        done = before.status is Status.DONE
+        return {"kind": step["kind"], "reused": True} if done else {"kind": step["kind"], "error": before.reason}
     ended = wait(start(run_dir))
     failed = _done(run_dir, ended)
     if failed:
@@ -94,7 +102,7 @@ def rehearse_run(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
         for need in step["needs"].values():
             (folder / "struck").mkdir(exist_ok=True)
             link = folder / "struck" / need
-            if not link.is_symlink():
+            if not link.exists():  # a need that was struck itself is there already
                 link.symlink_to(folder / need)
         struck = make_run(folder / "struck", step["id"], step["config"], step["needs"])
         first = wait(start(struck, hook=_kill_after_first_checkpoint))
@@ -106,36 +114,55 @@ def rehearse_run(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _loader_rates(store: Path, batch_size: int, target: Path) -> None:
+def _stored_samples(run_dir: RunDir, frozen: FrozenRun, spec: TrainSpec) -> Samples:
+    """What a loader process reads for a training run: stored images, or stored tokens."""
+    import torch
+
+    from jobs.inputs import images_of, open_samples, open_store
+
+    ranks = Ranks(rank=0, world_size=1, local_rank=0, launch="loader", address="127.0.0.1")
+    run = attempt.Run(
+        run_dir=run_dir, frozen=frozen, attempt=Attempt(number=1, claimant=""), ranks=ranks, flag=Flag(), slurm=None, port=0
+    )
+    store = open_store(run)
+    if spec.online is not None:  # the backbone is the step's work, not the loader's
+        return ImageSamples(images_NHWC=images_of(store, "train"))
+    return open_samples(run, spec, store, "train", torch.device("cpu"))
+
+
+def _loader_rates(run_dir: RunDir, target: Path) -> None:
     """In a fork: images per second of the loader for a few worker counts."""
     import torch
 
     from jobs.batches import StepDataset, step_batches
     from jobs.data.sampler import StepSampler
-    from jobs.data.store import ImageStore
 
-    images = ImageStore.open(store).split("train").images
-    sampler = StepSampler(count=images.shape[0], batch_size=batch_size, seed=0)
-    dataset = StepDataset(images_NHWC=images, sampler=sampler, seed=0, noise_shape=(7, 64), rank=0, world_size=1)
+    frozen = FrozenRun.model_validate_json(run_dir.spec.read_text(encoding="utf-8"))
+    spec = frozen.config
+    assert isinstance(spec, TrainSpec)
+    samples = _stored_samples(run_dir, frozen, spec)
+    sampler = StepSampler(count=samples.count, batch_size=spec.batch_size, seed=0)
+    dataset = StepDataset(samples=samples, sampler=sampler, seed=0, noise_shape=(7, 64), rank=0, world_size=1, flip=spec.flip)
     rates: dict[str, float] = {}
     for workers in WORKERS:
         batches = step_batches(dataset, start=0, stop=10**6, workers=workers, device=torch.device("cpu"))
         next(batches)
         begun, seen = time.monotonic(), 0
         while time.monotonic() - begun < LOADER_S:
-            seen += next(batches).images_BCHW.shape[0]
+            seen += next(batches).inputs.shape[0]
         rates[str(workers)] = seen / (time.monotonic() - begun)
         del batches
     target.write_text(json.dumps(rates), encoding="utf-8")
 
 
-def loader_rates(folder: Path, store: Path, batch_size: int) -> dict[str, float]:
+def loader_rates(folder: Path, run_dir: RunDir) -> dict[str, float]:
     """Images per second by number of workers, from a warm page cache; empty when the measurement failed."""
     target = folder / "loader.json"
+    target.unlink(missing_ok=True)
     pid = os.fork()
     if pid == 0:
         try:
-            _loader_rates(store, batch_size, target)
+            _loader_rates(run_dir, target)
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
@@ -145,7 +172,7 @@ def loader_rates(folder: Path, store: Path, batch_size: int) -> dict[str, float]
         return {}
 
 
-def rehearse(folder: Path, chain: Mapping[str, Any], measured: dict[tuple[str, int], dict[str, float]]) -> dict[str, Any]:
+def rehearse(folder: Path, chain: Mapping[str, Any], measured: dict[tuple[str, ...], dict[str, float]]) -> dict[str, Any]:
     """All steps of one distinct pipeline, up to the first that fails."""
     report: dict[str, Any] = {"name": chain["name"], "steps": {}}
     for step in chain["steps"]:
@@ -153,11 +180,11 @@ def rehearse(folder: Path, chain: Mapping[str, Any], measured: dict[tuple[str, i
         report["steps"][step["name"]] = found
         if "error" in found:
             break
-        store = folder / step["needs"].get("prepare", "-") / "output" / "store"
-        if step["kind"] == "train" and store.is_dir():
-            key = (str(store), int(step["config"]["batch_size"]))
+        if step["kind"] == "train" and not found.get("reused"):
+            sources = [step["needs"].get(kind, "") for kind in ("prepare", "embed")]
+            key = (*sources, str(step["config"]["batch_size"]), str(step["config"].get("flip")))
             if key not in measured:
-                measured[key] = loader_rates(folder, *(store, key[1]))
+                measured[key] = loader_rates(folder, RunDir(folder / step["id"]))
             found["loader"] = measured[key]
     return report
 
@@ -167,7 +194,7 @@ def main(arguments: Sequence[str]) -> int:
     request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     folder = Path(request["folder"])
     forks.warm()
-    measured: dict[tuple[str, int], dict[str, float]] = {}
+    measured: dict[tuple[str, ...], dict[str, float]] = {}
     for chain in request["chains"]:
         sys.stdout.write(json.dumps(rehearse(folder, chain, measured)) + "\n")
         sys.stdout.flush()

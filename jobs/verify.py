@@ -1,6 +1,7 @@
 """`python -m jobs.verify REQUEST`: run each configuration untouched and killed at random moments, and compare bit for bit.
 
-The request is JSON: {"folder", "prepare": {id: config}, "runs": [{"id", "config", "needs", "kills", "ranks"}], "seed"}.
+The request is JSON: {"folder", "first": [{"id", "config", "needs"}], "runs": [the same with "kills" and "ranks"], "seed"}.
+What comes first (data, features) runs untouched; a run that needs another struck one starts from that one's struck version.
 One JSON object per finished run goes to stdout.
 """
 
@@ -89,11 +90,11 @@ def main(arguments: Sequence[str]) -> int:
     request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     folder, moments = Path(request["folder"]), random.Random(int(request["seed"]))
     forks.warm()
-    for run_id, config in request["prepare"].items():
-        done = forks.wait(forks.start(make_run(folder, run_id, config, {})))
+    for one in request["first"]:
+        done = forks.wait(forks.start(make_run(folder, one["id"], one["config"], one["needs"])))
         if done.code != 0:
-            outcome = read_outcome(RunDir(folder / run_id))
-            sys.stdout.write(json.dumps({"id": run_id, "error": outcome.reason if outcome else "no outcome"}) + "\n")
+            outcome = read_outcome(RunDir(folder / one["id"]))
+            sys.stdout.write(json.dumps({"id": one["id"], "error": outcome.reason if outcome else "no outcome"}) + "\n")
             return ExitCode.FAILED
     for one in request["runs"]:
         sys.stdout.write(json.dumps(verify(folder, one, moments)) + "\n")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from jobs.spec import TrainSpec
+from jobs.spec import CocoSpec, EmbedSpec, PrepareSpec, TrainSpec
 from orchestrator.errors import Problem, RunsFailed
 from orchestrator.rehearsal import Chain, distinct_chains, in_warm_process
 from orchestrator.sweep.plan import Plan, PlannedRun
@@ -28,7 +29,7 @@ def request(chains: list[Chain], folder: Path) -> dict[str, Any]:
     asked: list[dict[str, Any]] = []
     for chain in chains:
         size = batch_size(chain)
-        names = {run.id: f"{run.id}-b{size}" if run.kind == "prepare" else run.id for run in chain.runs.values()}
+        names = {run.id: f"{run.id}-b{size}" if run.kind in ("prepare", "embed") else run.id for run in chain.runs.values()}
         steps = [
             {
                 "name": step, "id": names[run.id], "kind": run.kind,
@@ -51,6 +52,48 @@ def hours(run: PlannedRun, found: Mapping[str, Any]) -> float | None:
     if not isinstance(run.spec, TrainSpec) or not found.get("step_s"):
         return None
     return run.spec.steps * float(found["step_s"]) / 3600 * gpus(run)
+
+
+def prepared_by(chain: Chain, run: PlannedRun) -> PrepareSpec:
+    """The data that a run reads."""
+    spec = next(one.spec for one in chain.runs.values() if one.id == run.needs["prepare"])
+    assert isinstance(spec, PrepareSpec)
+    return spec
+
+
+def image_counts(spec: PrepareSpec) -> tuple[int, int]:
+    """Training and validation images of a whole COCO data set: what lies in the folders, or what the generator makes."""
+    data = spec.data
+    assert isinstance(data, CocoSpec)
+    if data.generator is not None:
+        found = (data.generator.train_images, data.generator.val_images)
+    else:
+        assert data.path is not None
+        names = (os.listdir(Path(data.path) / folder) for folder in ("train2017", "val2017"))
+        train, val = (sum(name.endswith(".jpg") for name in folder) for folder in names)
+        found = (train, val)
+    return min(found[0], data.max_train or found[0]), min(found[1], data.max_val or found[1])
+
+
+def embed_bytes(spec: EmbedSpec, prepared: PrepareSpec) -> int:
+    """Size of the whole feature store (at most: images without annotation may be left out)."""
+    train, val = image_counts(prepared)
+    copies = train * (2 if spec.flips else 1) + val
+    return copies * spec.backbone.tokens * spec.backbone.feature_size * (4 if spec.dtype == "fp32" else 2)
+
+
+def embed_cost(spec: EmbedSpec, prepared: PrepareSpec, found: Mapping[str, Any], *, gpus: int) -> str:
+    """Bytes and time of an embed run over the whole data set, at the rate measured here."""
+    train, val = image_counts(prepared)
+    copies = train * (2 if spec.flips else 1) + val
+    size = embed_bytes(spec, prepared)
+    shown = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    what = f"whole data set: {train:,} training images{' and their mirrors' if spec.flips else ''}, {val:,} validation, {shown}"
+    rate = found.get("images_per_s")
+    if not rate:
+        return what
+    hours = copies / float(rate) / 3600 / gpus
+    return f"{what} in {f'{hours:.1f} h' if hours >= 1 else f'{60 * hours:.0f} min'} at {float(rate):,.0f} images/s per process"
 
 
 def disk_bytes(run: PlannedRun, found: Mapping[str, Any]) -> int:
@@ -82,6 +125,8 @@ def lines_of(chain: Chain, report: Mapping[str, Any]) -> list[str]:
         if "differences" in found:
             count = len(found["differences"])
             parts.append("restored bit for bit" if not count else f"{count} DIFFERENCES after restore: {found['differences'][0]}")
+        if isinstance(run.spec, EmbedSpec):
+            parts.append(embed_cost(run.spec, prepared_by(chain, run), found, gpus=gpus(run)))
         projected = hours(run, found)
         if projected is not None:
             parts.append(f"{projected:.1f} h for {run.spec.steps:,} steps" if isinstance(run.spec, TrainSpec) else "")
@@ -120,7 +165,8 @@ def rehearse(made: Plan) -> None:
             projected = hours(run, found)
             unknown += run.kind == "train" and projected is None and getattr(run.spec, "steps", 0) > 0
             total_hours += (projected or 0.0) * len(chain.cells)
-            total_disk += disk_bytes(run, found) * len(chain.cells)
+            if not found.get("reused"):
+                total_disk += disk_bytes(run, found) * len(chain.cells)
     click.echo(
         f"projected for the sweep: {total_hours:.1f} device-hours as measured on this machine, "
         f"{total_disk / MIB:,.0f} MiB of checkpoints" + (f" ({unknown} pipelines without a measurement)" if unknown else "")

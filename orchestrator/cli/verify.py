@@ -15,31 +15,34 @@ from orchestrator.errors import Problem, RunsFailed
 from orchestrator.rehearsal import Chain, distinct_chains, in_warm_process
 from orchestrator.submission import make_plan
 
+FIRST = ("prepare", "embed")
+"""What the others read: runs untouched, on little data."""
 KINDS = ("train", "count")
 """What is struck: kinds with a state that grows step by step."""
 
 
 def request(chains: Sequence[Chain], folder: Path, *, kills: int, steps: int, ranks: int, seed: int) -> dict[str, Any]:
     """What the warm process is asked for: one run per distinct pipeline step, the kills spread over them."""
-    prepare: dict[str, Any] = {}
+    first: dict[str, Any] = {}
     runs: dict[str, Any] = {}
     for chain in chains:
         size = max((getattr(run.spec, "batch_size", 8) for run in chain.runs.values() if run.kind == "train"), default=8)
         for run in chain.runs.values():
             config = run.spec.model_dump(mode="json")
-            if run.kind == "prepare":
-                prepare[run.id] = shorten(config, batch_size=8 * size)
+            needs = {kind: need for kind, need in run.needs.items() if need in first or need in runs}
+            if run.kind in FIRST:
+                generous = 1 if run.kind == "embed" or config["data"]["kind"] == "coco" else 8
+                first[run.id] = {"id": run.id, "config": shorten(config, batch_size=generous * size), "needs": needs}
             elif run.kind in KINDS and config["steps"] > 1:
                 config["steps"] = min(config["steps"], steps)
                 config["runtime"] |= {
                     "checkpoint_every_steps": max(1, steps // 10), "log_every": 1, "max_attempts_without_progress": 10_000,
                 }  # fmt: skip
-                needs = {kind: need for kind, need in run.needs.items() if kind == "prepare"}
                 runs[run.id] = {"id": run.id, "config": config, "needs": needs, "ranks": ranks if run.kind == "train" else 1}
     share, rest = divmod(kills, max(1, len(runs)))
     for position, one in enumerate(runs.values()):
         one["kills"] = share + (position < rest)
-    return {"folder": str(folder), "prepare": prepare, "runs": list(runs.values()), "seed": seed}
+    return {"folder": str(folder), "first": list(first.values()), "runs": list(runs.values()), "seed": seed}
 
 
 @click.command("verify-resume")

@@ -25,7 +25,7 @@ def planted() -> None:
 
     def watched(training: loop.Training, batch: Any, forward: Any) -> None:
         scale = 1.0 + 0.001 * training.run.attempt.number + (0.001 if next(calls) == 0 else 0.0)
-        one_step(training, batch._replace(noise_BKD=batch.noise_BKD * scale), forward)
+        one_step(training, batch._replace(noise_BKZ=batch.noise_BKZ * scale), forward)
 
     loop.Training._one_step = watched  # type: ignore[method-assign]
 
