@@ -19,9 +19,8 @@ import torch
 from jobs import panels, plots
 from jobs.attempt import Finished, Refused, Run, Superseded
 from jobs.contract import write_atomically
-from jobs.data.store import ImageStore
 from jobs.distributed import configure_precision
-from jobs.inputs import open_samples, open_store
+from jobs.inputs import images_of, open_samples, open_store
 from jobs.protocols import label_set
 from jobs.randomness import derived_seed
 from jobs.scoring import Scored, mean_scores, score_images
@@ -122,7 +121,7 @@ def evaluate(run: Run) -> Finished:
     store = open_store(run)
     labels = label_set(store, spec.protocol)
     samples = open_samples(run, trained, store, "test", device)
-    pictures_NHWC = store.split("test").images if isinstance(store, ImageStore) else store.images("test")
+    pictures_NHWC = images_of(store, "test")
     gated = isinstance(trained.model, DinosaurSpec) and trained.model.gate is not None
     images = len(labels.scored())
     if not images:

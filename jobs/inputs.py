@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+import numpy as np
 import torch
 
 from jobs.attempt import Refused, Run
@@ -13,7 +14,6 @@ from jobs.data.features import FeatureStore
 from jobs.data.store import ImageStore, SplitName
 from jobs.samples import ImageSamples, OnlineSamples, Samples, TokenSamples
 from jobs.spec import AnyJob, CocoSpec, FrozenRun, MultiDSpritesSpec, PrepareSpec, TrainSpec
-from jobs.weights import load_backbone
 from models.spec import CocoAdaptiveDecoder, DinosaurSpec
 
 Store = ImageStore | CocoStore
@@ -42,16 +42,21 @@ def open_store(run: Run) -> Store:
             assert_never(prepared.data)
 
 
+def images_of(store: Store, split: SplitName) -> np.ndarray:
+    """The stored images of a split, uint8 [N,S,S,3]."""
+    return store.split(split).images if isinstance(store, ImageStore) else store.images(split)
+
+
 def open_samples(run: Run, spec: TrainSpec, store: Store, split: SplitName, device: torch.device) -> Samples:
     """Inputs and targets of the training configuration `spec` on one split; raises DataError, Refused."""
-    if isinstance(store, ImageStore):
-        return ImageSamples(images_NHWC=store.split(split).images)
-    if not isinstance(spec.model, DinosaurSpec):
-        return ImageSamples(images_NHWC=store.images(split))
+    if isinstance(store, ImageStore) or not isinstance(spec.model, DinosaurSpec):
+        return ImageSamples(images_NHWC=images_of(store, split))
     targets = store.targets(split) if isinstance(spec.model.decoder, CocoAdaptiveDecoder) else None
     if spec.online is not None:
+        from jobs.weights import load_backbone  # timm takes seconds to import, and no other training needs it
+
         backbone = load_backbone(spec.online, device)
-        return OnlineSamples(images_NHWC=store.images(split), backbone=backbone, targets_NTTC=targets)
+        return OnlineSamples(images_NHWC=images_of(store, split), backbone=backbone, targets_NTTC=targets)
     needed, _ = needed_run(run, "embed")
     features = FeatureStore.open(needed.output / "features").split(split)
     if features.count != store.count(split):

@@ -17,8 +17,9 @@ from jobs.data.sampler import StepSampler
 from jobs.distributed import Group
 from jobs.eviction import Verdict
 from jobs.gradients import step_gradients
-from jobs.inputs import Store, needed_run, open_samples
+from jobs.inputs import Store, images_of, needed_run, open_samples
 from jobs.optimizer import learning_rate
+from jobs.protocols import label_set
 from jobs.samples import Samples
 from jobs.spec import TrainSpec, WarmStartSpec
 from jobs.state import WEIGHTS, TrainState, loss_parts
@@ -39,6 +40,7 @@ class Training:
     state: TrainState
     watchdog: Watchdog
     samples: Samples = field(init=False)
+    _held_out: Samples | None = None
     _saved_step: int = 0
     _saved_at: float = field(default_factory=time.monotonic)
     _flushed_at: float = field(default_factory=time.monotonic)
@@ -196,20 +198,23 @@ class Training:
         """A short look at held-out images, on rank 0: the others meet it again at their next collective."""
         if self.run.journal is None:
             return
-        look, model = self.spec.validation, self.state.model
-        split = self.data.split("test")
-        count = min(look.images, split.images.shape[0])
+        look = self.spec.validation
+        if self._held_out is None:
+            self._held_out = open_samples(self.run, self.spec, self.store, "test", self.group.device)
         scored = scoring.score_images(
-            model,
-            split.images[:count],
-            split.labels[:count],
+            self.state.model,
+            self._held_out,
+            label_set(self.store, "own"),
+            count=look.images,
             noise_seed=look.noise_seed,
             batch_size=self.spec.batch_size,
             device=self.group.device,
+            pictures_NHWC=images_of(self.store, "test"),
             keep=look.panel_images,
         )
         means = scored.means()
-        self.run.journal.metrics(self.state.step, {"valid/fg_ari": means["fg_ari"], "valid/mse": means["mse"]})
+        seen = {f"valid/{name}": means[name] for name in ("fg_ari", "mse") if not math.isnan(means[name])}
+        self.run.journal.metrics(self.state.step, seen)
         if self.state.step // look.every_steps % look.panel_every == 0:
             panels.save_panel(scored.kept, self.run.run_dir.artifacts / f"panel-{self.state.step:010d}.png")
         self.watchdog.beat()
