@@ -93,7 +93,8 @@ def embed_cost(spec: EmbedSpec, prepared: PrepareSpec, found: Mapping[str, Any],
     if not rate:
         return what
     hours = copies / float(rate) / 3600 / gpus
-    return f"{what} in {f'{hours:.1f} h' if hours >= 1 else f'{60 * hours:.0f} min'} at {float(rate):,.0f} images/s per process"
+    time = f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
+    return f"{what}, about {time} at {float(rate):{',.0f' if rate >= 10 else '.2g'}} images/s per process"
 
 
 def disk_bytes(run: PlannedRun, found: Mapping[str, Any]) -> int:
@@ -118,9 +119,10 @@ def lines_of(chain: Chain, report: Mapping[str, Any]) -> list[str]:
             parts.append(f"{found['parameters']:,} parameters")
         if run.kind == "train":
             parts.append(f"peak {found['peak_mib']:.0f} MiB")
-        if found.get("step_s"):
+        stepwise = getattr(run.spec, "steps", 0) > 0
+        if stepwise and found.get("step_s"):
             parts.append(f"{found['step_s']:.3f} s/step")
-        if found.get("checkpoint_bytes"):
+        if stepwise and found.get("checkpoint_bytes"):
             parts.append(f"checkpoint {found['checkpoint_bytes'] / MIB:.2f} MiB in {found['checkpoint_s']:.2f} s")
         if "differences" in found:
             count = len(found["differences"])
@@ -163,7 +165,8 @@ def rehearse(made: Plan) -> None:
         for step, found in report["steps"].items():
             run = chain.runs[step]
             projected = hours(run, found)
-            unknown += run.kind == "train" and projected is None and getattr(run.spec, "steps", 0) > 0
+            trains = isinstance(run.spec, TrainSpec) and run.spec.steps > 0
+            unknown += trains and projected is None and not found.get("reused")
             total_hours += (projected or 0.0) * len(chain.cells)
             if not found.get("reused"):
                 total_disk += disk_bytes(run, found) * len(chain.cells)
