@@ -25,7 +25,7 @@ Hook = Callable[[], None]
 
 def warm() -> None:
     """Import everything that a job of any kind imports."""
-    for kind in ("count", "prepare", "train", "evaluate"):
+    for kind in ("count", "prepare", "embed", "train", "evaluate"):
         entry.job_function(kind)
 
 

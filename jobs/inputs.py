@@ -13,7 +13,7 @@ from jobs.data.coco_store import CocoStore
 from jobs.data.features import FeatureStore
 from jobs.data.store import ImageStore, SplitName
 from jobs.samples import ImageSamples, OnlineSamples, Samples, TokenSamples
-from jobs.spec import AnyJob, CocoSpec, FrozenRun, MultiDSpritesSpec, PrepareSpec, TrainSpec
+from jobs.spec import AnyJob, CocoSpec, EmbedSpec, FrozenRun, MultiDSpritesSpec, PrepareSpec, TrainSpec
 from models.spec import CocoAdaptiveDecoder, DinosaurSpec
 
 Store = ImageStore | CocoStore
@@ -57,8 +57,11 @@ def open_samples(run: Run, spec: TrainSpec, store: Store, split: SplitName, devi
 
         backbone = load_backbone(spec.online, device)
         return OnlineSamples(images_NHWC=images_of(store, split), backbone=backbone, targets_NTTC=targets)
-    needed, _ = needed_run(run, "embed")
-    features = FeatureStore.open(needed.output / "features").split(split)
+    needed, embedded = needed_run(run, "embed")
+    assert isinstance(embedded, EmbedSpec)
+    found = FeatureStore.open(needed.output / "features")
+    found.check_backbone(embedded.backbone, resolution=store.manifest.resolution)
+    features = found.split(split)
     if features.count != store.count(split):
         raise Refused(f"run {needed.id} holds {features.count} images of {split}, the prepared data {store.count(split)}")
     return TokenSamples(features=features, targets_NTTC=targets)
