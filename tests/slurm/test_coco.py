@@ -1,0 +1,97 @@
+"""The COCO sweeps on the real Slurm, in miniature: one embed run for all cells, two stages, evicted on the way, and exact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.compare import differences
+from jobs.contract import read_attempts
+from tests.slurm.cluster import SlurmCluster
+from tests.slurm.orch import Orch
+
+pytestmark = pytest.mark.slurm
+
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+SMALL = [
+    "data=coco_mini", "data.generator.train_images=240", "data.resolution=160", "backbone=vit_tiny_random", "backbone.tokens=100",
+    "shard_images=20", "miniature=coco", "model.tokens=100", "model.slot_size=32", "model.decoder.hidden=64", "steps=80",
+    "batch_size=8", "noise_seeds=[0, 1]",
+]  # fmt: skip
+"""Longer than their start-up, so that there is something to strike."""
+
+
+def on_two_nodes(name: str, folder: Path) -> Path:
+    """The sweep of the repository with this cluster's partitions: embed and training as two tasks on two nodes."""
+    sweep = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text(encoding="utf-8"))
+    for step, resources in sweep["resources"].items():
+        resources.clear()
+        resources |= {"partition": "low", "timeout_min": 30, "signal_delay_s": 30}
+        if step in ("embed", "train", "stage1", "stage2"):
+            resources |= {"nodes": 2, "tasks_per_node": 1}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(sweep, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def submit(orch: Orch, sweep: Path, only: str) -> None:
+    overrides = [word for setting in SMALL for word in ("--set", setting)]
+    orch("submit", sweep, "--only", only, *overrides)
+
+
+def of_kind(orch: Orch, kind: str) -> dict[str, dict[str, Any]]:
+    return {run: one for run, one in orch.runs().items() if one["kind"] == kind}
+
+
+def strike(orch: Orch, runs: Collection[str]) -> None:
+    """Evict the first of them, in the middle of its work, and see all of them go on."""
+    for run in runs:
+        orch.wait_for_attempt(run, 1, timeout_s=300)
+    orch.cluster.evict(orch.runs()[next(iter(runs))]["job"])
+    for run in runs:
+        orch.wait_for_attempt(run, 2, timeout_s=300)
+
+
+def stages(orch: Orch) -> tuple[list[str], list[str]]:
+    """Training runs of the first stage, and of the second, which need the first."""
+    needs = {run: json.loads(orch.run_dir(run).spec.read_text(encoding="utf-8"))["needs"] for run in of_kind(orch, "train")}
+    return [run for run in needs if "train" not in needs[run]], [run for run in needs if "train" in needs[run]]
+
+
+@pytest.mark.timeout(1200)
+def test_that_adaslot_in_two_stages_survives_evictions_exactly(
+    slurm_cluster: SlurmCluster, make_orch: Callable[[SlurmCluster, Path], Orch], tmp_path: Path
+) -> None:
+    """Embed run and both stages on two tasks each, all of them evicted: tokens and weights are those of untouched runs."""
+    sweep = on_two_nodes("adaslot", tmp_path)
+    struck, calm = (make_orch(slurm_cluster, tmp_path / name) for name in ("struck", "calm"))
+    only = "method=stage1,method=paper,protocol=official,seed=0"
+    submit(struck, sweep, only)
+    embed = of_kind(struck, "embed")
+    assert len(embed) == 1
+    first, second = stages(struck)
+    assert (len(first), len(second)) == (1, 1)
+    strike(struck, embed)
+    strike(struck, first)
+    strike(struck, second)
+    struck.wait_for_state("adaslot", ["done"], timeout_s=400)
+    assert all(len(read_attempts(struck.run_dir(run))) >= 2 for run in (*embed, *first, *second))
+
+    submit(calm, sweep, only)
+    calm.wait_for_state("adaslot", ["done"], timeout_s=400)
+    (run,) = embed
+    one, other = (sorted((root.run_dir(run).output / "features").rglob("*.npy")) for root in (struck, calm))
+    assert [path.name for path in one] == [path.name for path in other]
+    assert all(left.read_bytes() == right.read_bytes() for left, right in zip(one, other, strict=True))
+    for run in (*first, *second):
+        assert differences(struck.run_dir(run), calm.run_dir(run)) == []
+        assert (struck.run_dir(run).output / "model.pt").read_bytes() == (calm.run_dir(run).output / "model.pt").read_bytes()
+    table = struck("table", "adaslot")
+    print(table)
+    assert "AdaSlot, sparsity 0.5" in table
+    assert "39.0" in table
