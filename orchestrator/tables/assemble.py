@@ -31,7 +31,7 @@ def assemble(record: SweepRecord, values: Values) -> TableModel:
     table = _table(record)
     rows = _headings(record, table.rows)
     columns = (Heading(option="", label=""),) if table.columns is None else _headings(record, table.columns)
-    blocks = tuple(_block(record, values, table, value, rows, columns) for value in (table.value, *table.more))
+    blocks = _said_once([_block(record, values, table, value, rows, columns) for value in (table.value, *table.more)])
     paper = f"paper: {table.paper_source or 'no source given'}" if table.paper else ""
     protocols = _protocols(table, columns) if table.paper else []
     return TableModel(
@@ -43,6 +43,16 @@ def assemble(record: SweepRecord, values: Values) -> TableModel:
         blocks=blocks,
         notes=tuple(note for note in (paper, *protocols, record.note) if note),
     )
+
+
+def _said_once(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """The same blocks, each without the footnotes that stand below an earlier one."""
+    said: set[str] = set()
+    kept: list[Block] = []
+    for block in blocks:
+        kept.append(replace(block, footnotes=tuple(note for note in block.footnotes if note not in said)))
+        said.update(block.footnotes)
+    return tuple(kept)
 
 
 def _protocols(table: Table, columns: Sequence[Heading]) -> list[str]:

@@ -94,6 +94,12 @@ def test_that_mixed_code_and_mixed_budgets_are_marked(record, values):
     assert "untrained, ColoredMdSprites: mixed budgets in train: 500, 400 steps" in notes
 
 
+def test_that_a_remark_is_made_once_however_many_metrics_share_it(record, values):
+    first, second = assemble(record, values).blocks
+    assert first.footnotes
+    assert not set(first.footnotes) & set(second.footnotes)
+
+
 def test_that_a_cited_number_is_shown_with_its_source_and_does_not_compete(record, values):
     found = cell(record, values, "slot_attn", column=1)
     assert (found.cited, found.mean, found.marks, found.best) == (20.0, None, (Mark.CITED,), False)
