@@ -27,7 +27,8 @@ check: setup
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python tests/with_slurm.py $(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/slurm --durations=10
+	$(BIN)/python tests/with_slurm.py $(BIN)/python -m pytest tests/slurm --durations=10
 
 bench: setup
 	$(BIN)/python tests/bench/bench_models.py

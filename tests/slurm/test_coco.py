@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+import os
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from tests.slurm.orch import Orch
 pytestmark = pytest.mark.slurm
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
+TABLE_3 = [
+    "data=coco_covloss_mini", "data.generator.train_images=48", "data.resolution=64", "backbone=vit_tiny_random", "shard_images=8",
+    "miniature=coco", "model.decoder.hidden=64", "steps=80", "batch_size=8", "noise_seeds=[0, 1]",
+]  # fmt: skip
 SMALL = [
     "data=coco_mini", "data.generator.train_images=240", "data.resolution=160", "backbone=vit_tiny_random", "backbone.tokens=100",
     "shard_images=20", "miniature=coco", "model.tokens=100", "model.slot_size=32", "model.decoder.hidden=64", "steps=80",
@@ -39,8 +44,8 @@ def on_two_nodes(name: str, folder: Path) -> Path:
     return path
 
 
-def submit(orch: Orch, sweep: Path, only: str) -> None:
-    overrides = [word for setting in SMALL for word in ("--set", setting)]
+def submit(orch: Orch, sweep: Path, only: str, settings: Sequence[str]) -> None:
+    overrides = [word for setting in settings for word in ("--set", setting)]
     orch("submit", sweep, "--only", only, *overrides)
 
 
@@ -71,7 +76,7 @@ def test_that_adaslot_in_two_stages_survives_evictions_exactly(
     sweep = on_two_nodes("adaslot", tmp_path)
     struck, calm = (make_orch(slurm_cluster, tmp_path / name) for name in ("struck", "calm"))
     only = "method=stage1,method=paper,protocol=official,seed=0"
-    submit(struck, sweep, only)
+    submit(struck, sweep, only, SMALL)
     embed = of_kind(struck, "embed")
     assert len(embed) == 1
     first, second = stages(struck)
@@ -82,7 +87,7 @@ def test_that_adaslot_in_two_stages_survives_evictions_exactly(
     struck.wait_for_state("adaslot", ["done"], timeout_s=400)
     assert all(len(read_attempts(struck.run_dir(run))) >= 2 for run in (*embed, *first, *second))
 
-    submit(calm, sweep, only)
+    submit(calm, sweep, only, SMALL)
     calm.wait_for_state("adaslot", ["done"], timeout_s=400)
     (run,) = embed
     one, other = (sorted((root.run_dir(run).output / "features").rglob("*.npy")) for root in (struck, calm))
@@ -95,3 +100,20 @@ def test_that_adaslot_in_two_stages_survives_evictions_exactly(
     print(table)
     assert "AdaSlot, sparsity 0.5" in table
     assert "39.0" in table
+
+
+@pytest.mark.skipif(os.environ.get("ORCH_FULL") != "1", reason="ORCH_FULL=1: two more minutes")
+@pytest.mark.timeout(1200)
+def test_that_table_3_shares_one_embed_run_and_survives_evictions(
+    slurm_cluster: SlurmCluster, make_orch: Callable[[SlurmCluster, Path], Orch], tmp_path: Path
+) -> None:
+    orch = make_orch(slurm_cluster, tmp_path / "root")
+    submit(orch, on_two_nodes("table3", tmp_path), "seed=0", TABLE_3)
+    training = of_kind(orch, "train")
+    assert (len(of_kind(orch, "prepare")), len(of_kind(orch, "embed")), len(training)) == (1, 1, 4)
+    strike(orch, training)
+    orch.wait_for_state("table3", ["done"], timeout_s=400)
+    assert [len(read_attempts(orch.run_dir(run))) for run in of_kind(orch, "embed")] == [1]
+    table = orch("table", "table3")
+    print(table)
+    assert table.count("(1/3)") == 12
