@@ -318,7 +318,8 @@ class Embedding:
     def _wait_for_main(self, output: Path) -> None:
         """A further rank, its own shards done: until rank 0 has made the store whole, or nothing has happened for too long."""
         while not manifest_path(output).exists():
-            self.on_batch()
+            with suppress(FileNotFoundError):  # rank 0 is just clearing the scratch directory
+                self.on_batch()
             if time.monotonic() - self._changed_at > self.spec.runtime.hang_timeout_s:
                 log.warning("no new shard for %.0f s; rank 0 has the last word", self.spec.runtime.hang_timeout_s)
                 return

@@ -6,6 +6,8 @@ A run's configuration is composed by Hydra and validated here once, on the login
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
@@ -331,7 +333,7 @@ def check_needs(spec: AnyJob, needs: dict[str, Any]) -> list[str]:
         problems.append(f"a `{spec.kind}` step needs a step of kind {', '.join(f'`{kind}`' for kind in sorted(missing))}")
     prepared, embedded, earlier = needs.get("prepare"), needs.get("embed"), needs.get("train")
     if isinstance(spec, EmbedSpec) and isinstance(prepared, PrepareSpec):
-        problems += _embed_problems(prepared)
+        problems += _embed_problems(spec, prepared)
     if isinstance(spec, TrainSpec):
         if isinstance(prepared, PrepareSpec):
             problems += _data_problems(spec, prepared)
@@ -342,10 +344,25 @@ def check_needs(spec: AnyJob, needs: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _embed_problems(prepared: PrepareSpec) -> list[str]:
+def _embed_problems(spec: EmbedSpec, prepared: PrepareSpec) -> list[str]:
     if isinstance(prepared.data, CocoSpec):
-        return []
+        return _patch_problems(spec.backbone, prepared.data)
     return [f"an `embed` step needs data of kind `coco`, not `{prepared.data.kind}`"]
+
+
+def _patch_problems(backbone: BackboneSpec, data: CocoSpec) -> list[str]:
+    """Whether the images' side is that of the backbone's grid of patches, as far as its name tells the patches' side."""
+    named = re.search(r"_patch(\d+)(?:_|$)", backbone.name)
+    side, grid = data.resolution, math.isqrt(backbone.tokens)
+    if named is not None and side != grid * int(named[1]):
+        needed = (
+            f"{grid} x {grid} patches of {named[1]} pixels: data.resolution {grid * int(named[1])}, or another backbone.tokens"
+        )
+    elif side % grid:
+        needed = f"a grid of {grid} x {grid}, which does not divide it: set data.resolution or backbone.tokens"
+    else:
+        return []
+    return [f"data.resolution is {side}, and {backbone.name} with {backbone.tokens} tokens takes {needed}"]
 
 
 def _data_problems(spec: TrainSpec, prepared: PrepareSpec) -> list[str]:
@@ -362,6 +379,12 @@ def _data_problems(spec: TrainSpec, prepared: PrepareSpec) -> list[str]:
         return problems
     if isinstance(spec.model, SlotAutoencoderSpec):
         return [f"model.kind slot_autoencoder needs data of kind `mdsprites`, not `{data.kind}`"]
+    bounds = [data.max_train, None if data.generator is None else data.generator.train_images]
+    most = min((bound for bound in bounds if bound is not None), default=spec.batch_size)
+    if spec.drop_last and spec.batch_size > most:
+        problems.append(f"batch_size {spec.batch_size} is larger than the training set of {most} with drop_last")
+    if spec.online is not None:
+        problems += _patch_problems(spec.online, data)
     if isinstance(spec.model, DinosaurSpec) and isinstance(spec.model.decoder, CocoAdaptiveDecoder):
         side = spec.model.decoder.resolution
         if data.target_resolution != side:
@@ -393,9 +416,27 @@ def _token_problems(spec: TrainSpec, embedded: Any) -> list[str]:
 def _warm_start_problems(spec: TrainSpec, earlier: Any) -> list[str]:
     if (spec.warm_start is None) != (earlier is None):
         return ["warm_start and a need of kind `train` go together"]
-    if isinstance(earlier, TrainSpec) and spec.model.kind != earlier.model.kind:
+    if spec.warm_start is None or not isinstance(earlier, TrainSpec):
+        return []
+    if spec.model.kind != earlier.model.kind:
         return [f"a model of kind {spec.model.kind} cannot start from one of kind {earlier.model.kind}"]
-    return []
+    if not isinstance(spec.model, DinosaurSpec) or not isinstance(earlier.model, DinosaurSpec):
+        return []
+    mine, theirs = spec.model.shapes(), earlier.model.shapes()
+    problems = [
+        f"cannot start from the earlier weights: model.{name} is {mine.get(name)}, the earlier model's {theirs.get(name)}"
+        for name in sorted(mine.keys() | theirs.keys())
+        if mine.get(name) != theirs.get(name)
+    ]
+    declared = any(name.split(".")[0] == "gate" for name in spec.warm_start.fresh)
+    match spec.model.gate is not None, earlier.model.gate is not None:
+        case True, False if not declared:
+            problems.append("the earlier model has no gate, and warm_start.fresh does not declare it: set warm_start=gate")
+        case False, True:
+            problems.append("the earlier model has a gate, for which this one has no place")
+        case False, False if declared:
+            problems.append("warm_start.fresh names a gate, and the model has none")
+    return problems
 
 
 def _evaluation_problems(spec: EvaluateSpec, prepared: Any, embedded: Any, trained: TrainSpec) -> list[str]:

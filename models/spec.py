@@ -143,6 +143,13 @@ class DinosaurSpec(Spec):
         """Side of the square grid of tokens."""
         return math.isqrt(self.tokens)
 
+    def shapes(self) -> dict[str, Any]:
+        """What decides the parameters' shapes, the gate's apart: a model can start from the weights of one that agrees."""
+        found = self.model_dump(include={"feature_size", "slot_size", "adapter"})
+        unseen = {"positions", "heads", "initial_resolution"}
+        found |= {f"decoder.{name}": value for name, value in self.decoder.model_dump(exclude=unseen).items()}
+        return found | ({"tokens": self.tokens} if isinstance(self.decoder, PatchMlpDecoder) else {})
+
     @model_validator(mode="after")
     def _square_grid(self) -> DinosaurSpec:
         if self.grid**2 != self.tokens:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.spec import AnyJob, TrainSpec, check_needs, parse_job_spec
+from jobs.spec import AnyJob, EmbedSpec, TrainSpec, check_needs, parse_job_spec
 from orchestrator.errors import Problem, UserError
 from orchestrator.identity import canonical, id_of_canonical
 from orchestrator.lifecycle import RunState
@@ -190,8 +190,26 @@ class _Planning:
             found[step.name] = one
         trained = [one.spec for one in found.values() if isinstance(one.spec, TrainSpec)]
         if trained and all(spec.online is not None for spec in trained):  # nobody reads stored tokens
+            self._compare_backbones(cell, found)
             return {name: one for name, one in found.items() if one.spec.kind != "embed"}
         return found
+
+    def _compare_backbones(self, cell: Cell, found: Mapping[str, _Resolved]) -> None:
+        """Record where online tokens would be others than those of the `embed` step that they replace.
+
+        `backbone=OPTION` reaches that step alone: without this a run would quietly see the default backbone's tokens.
+        """
+        for embed in (one.spec for one in found.values() if isinstance(one.spec, EmbedSpec)):
+            for step, train in ((name, one.spec) for name, one in found.items() if isinstance(one.spec, TrainSpec)):
+                assert train.online is not None
+                for key in ("name", "block", "normalise"):
+                    mine, theirs = getattr(train.online, key), getattr(embed.backbone, key)
+                    if mine != theirs:
+                        what = f"online.{key} is not that of the `embed` step, which online features replace"
+                        hint = "`backbone@online=OPTION` sets it: the same option as `backbone=`"
+                        where = f"{self.sweep.path}: {step}"
+                        problem = Problem(what=what, where=where, value=str(mine), allowed=str(theirs), hint=hint)
+                        self.faults.add(problem, cell)
 
     def _identify(self, cell: Cell, step: Step, resolved: Mapping[str, _Resolved], ids: dict[str, str]) -> None:
         """Give one step its run, whose needs have theirs already."""

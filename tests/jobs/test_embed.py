@@ -251,6 +251,38 @@ def test_that_a_warning_alone_makes_no_further_rank_leave(untouched: RunDir, pre
     assert features(run_dir) == features(untouched)
 
 
+def test_that_a_rank_that_waits_bears_the_scratch_directory_being_cleared(
+    untouched: RunDir, prepared: Path, tmp_path: Path
+) -> None:
+    run_dir = embed_run(tmp_path, prepared)
+
+    def vanishing() -> None:
+        if os.environ["RANK"] == "1":
+            listed, end = FeatureWriter.ended, FeatureWriter.end
+
+            def gone(writer: FeatureWriter, *, attempt: int) -> dict[int, bool]:
+                FeatureWriter.ended = listed  # type: ignore[method-assign]  # as all below: in this fork only
+                raise FileNotFoundError("a file that was listed a moment ago")
+
+            def ended(writer: FeatureWriter, *, attempt: int, rank: int, done: bool) -> None:
+                FeatureWriter.ended = gone  # type: ignore[method-assign]
+                end(writer, attempt=attempt, rank=rank, done=done)
+
+            FeatureWriter.end = ended  # type: ignore[method-assign]
+        else:
+            compute = job.embed_shard
+
+            def slow(*args: Any, **named: Any) -> Any:
+                time.sleep(0.1)  # rank 1 is to wait for rank 0
+                return compute(*args, **named)
+
+            job.embed_shard = slow
+
+    pids = forks.run_group(run_dir, ranks=2, launch=f"vanishing-{time.monotonic_ns()}", hook=vanishing)
+    assert [one.code for one in forks.end_group(pids)] == [0, 0], said(run_dir)
+    assert features(run_dir) == features(untouched)
+
+
 def test_that_damaged_shards_of_an_earlier_attempt_are_made_again(untouched: RunDir, prepared: Path, tmp_path: Path) -> None:
     run_dir = embed_run(tmp_path, prepared)
     attempt(run_dir, hook=kill_at(5, signal.SIGKILL))

@@ -346,6 +346,23 @@ def test_that_a_gate_is_the_only_addition_to_the_state_of_the_model_without_it()
     assert all(torch.equal(plain[at], gated[at]) for at in plain)
 
 
+def test_that_specs_agree_in_shapes_exactly_when_their_models_do() -> None:
+    image = CocoAdaptiveDecoder(channels=4, conv_layers=4)
+    transformer = PatchTransformerDecoder(layers=1, heads=2, feedforward=16)
+    changed = [{"num_slots": 5, "num_iterations": 1, "init": "covloss"}, {"slot_size": 8}, {"feature_size": 24}, {"tokens": 16}]
+    specs = [small(decoder=decoder, **change) for decoder in (SMALL.decoder, transformer, image) for change in ({}, *changed)]
+    specs += [small(adapter="covloss"), small(decoder=PatchMlpDecoder(hidden=10, layers=4, positions="xavier"))]
+    specs += [small(decoder=PatchMlpDecoder(hidden=10, layers=3)), small(decoder=PatchMlpDecoder(hidden=11, layers=4))]
+    specs += [small(decoder=transformer.model_copy(update=one)) for one in ({"heads": 4}, {"layers": 2}, {"feedforward": 8})]
+    specs += [
+        small(decoder=image.model_copy(update=one)) for one in ({"initial_resolution": 4}, {"channels": 5}, {"conv_layers": 5})
+    ]
+    made = [{name: value.shape for name, value in built(spec).state_dict().items()} for spec in specs]
+    for spec, shapes in zip(specs, made, strict=True):
+        for other, others in zip(specs, made, strict=True):
+            assert (spec.shapes() == other.shapes()) == (shapes == others), (spec, other)
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_that_bf16_autocast_leaves_every_output_in_fp32_and_close(name: str) -> None:
     model = built(SPECS[name])

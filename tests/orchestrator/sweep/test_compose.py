@@ -272,7 +272,7 @@ def test_that_there_is_one_primary_config_per_job_kind(composer: Composer) -> No
         ("train", ["experiment=dinosaur", "features=online"]),
         ("train", ["experiment=dinosaur", "features=online", "backbone@online=vit_tiny_random"]),
         ("train", ["experiment=adaslot_stage1"]),
-        ("train", ["experiment=adaslot", "objective=sparsity_paper"]),
+        ("train", ["experiment=adaslot"]),
         ("train", ["experiment=adaslot", "objective=sparsity_released"]),
         ("train", ["experiment=covloss_coco", "objective=covariance"]),
         ("train", ["experiment=dinosaur_covloss", "objective=covariance_features"]),
@@ -282,6 +282,12 @@ def test_that_there_is_one_primary_config_per_job_kind(composer: Composer) -> No
 def test_that_every_config_names_every_field_of_its_spec(composer: Composer, job: str, overrides: list[str]) -> None:
     config = composer.compose(job, overrides)
     assert parse_job_spec(config).model_dump(mode="json") == config
+
+
+def test_that_adaslot_has_the_papers_sparsity_unless_told_otherwise(composer: Composer) -> None:
+    for chosen, sparsity in (([], 0.5), (["objective=sparsity_released"], 0.1), (["objective=reconstruction"], 0.0)):
+        objective = composer.compose("train", ["experiment=adaslot", *chosen])["objective"]
+        assert objective == {"kind": "reconstruction", "sparsity": sparsity}
 
 
 def test_that_the_launcher_file_speaks_the_vocabulary_of_resources(composer: Composer) -> None:

@@ -270,6 +270,51 @@ def test_that_online_features_leave_the_embed_step_out(planned: Planner) -> None
     assert all(run.config["online"]["name"] == "vit_tiny_patch16_224" for run in plan.runs.values() if run.kind == "train")
 
 
+def test_that_online_tokens_of_another_backbone_than_the_embed_steps_are_refused(planned: Planner, complaint: Complaint) -> None:
+    said = complaint(lambda: planned(TWO_STAGES, overrides=["features=online"]))
+    assert "sweeps/s.yaml: stage1: online.name is not that of the `embed` step" in said
+    assert "value:   vit_base_patch16_224.dino\n  allowed: vit_tiny_patch16_224\n  hint: `backbone@online=OPTION`" in said
+    fed_otherwise = ["features=online", "backbone@online=vit_tiny_random", "backbone.normalise=none"]
+    assert "stage2: online.normalise is not" in complaint(lambda: planned(TWO_STAGES, overrides=fed_otherwise))
+
+
+@pytest.mark.parametrize(
+    "where", [["backbone.tokens=25"], ["features=online", "backbone@online=vit_tiny_random", "online.tokens=25"]]
+)
+def test_that_images_of_another_side_than_the_backbones_grid_are_refused(
+    where: list[str], planned: Planner, complaint: Complaint
+) -> None:
+    said = complaint(lambda: planned(TWO_STAGES, overrides=[*where, "model.tokens=25"]))
+    assert "data.resolution is 64, and vit_tiny_patch16_224 with 25 tokens takes 5 x 5 patches of 16 pixels" in said
+
+
+def test_that_a_batch_larger_than_a_training_set_of_known_size_is_refused(planned: Planner, complaint: Complaint) -> None:
+    said = complaint(lambda: planned(TWO_STAGES, overrides=["batch_size=33", "data.max_train=32"]))
+    assert "stage1: batch_size 33 is larger than the training set of 32 with drop_last" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("model.slot_size=64", "model.slot_size is 64, the earlier model's 256"),
+        ("model.decoder.hidden=64", "model.decoder.hidden is 64, the earlier model's 2048"),
+        ("'warm_start.fresh=[]'", "the earlier model has no gate, and warm_start.fresh does not declare it"),
+        ("model=dinosaur, objective=reconstruction", "warm_start.fresh names a gate, and the model has none"),
+    ],
+)
+def test_that_a_stage_which_cannot_start_from_the_one_before_is_refused(
+    change: str, expected: str, planned: Planner, complaint: Complaint
+) -> None:
+    second = TWO_STAGES.replace("objective=sparsity_released", change).replace("objective=sparsity_paper", change)
+    assert f"sweeps/s.yaml: stage2: {expected}" in complaint(lambda: planned(second)).replace(
+        "cannot start from the earlier weights: ", ""
+    )
+
+
+def test_that_a_stage_may_start_from_another_number_of_slots_and_other_initial_positions(planned: Planner) -> None:
+    planned(TWO_STAGES.replace("objective=sparsity_released", "model.num_slots=5, model.decoder.positions=xavier"))
+
+
 def test_that_a_stage_without_its_need_is_named(planned: Planner, complaint: Complaint) -> None:
     lonely = TWO_STAGES.replace("needs: [prepare, embed, stage1]", "needs: [prepare, embed]")
     assert "sweeps/s.yaml: stage2: warm_start and a need of kind `train` go together" in complaint(lambda: planned(lonely))
