@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slurm
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 TABLE_3 = [
-    "data=coco_covloss_mini", "data.generator.train_images=48", "data.resolution=64", "backbone=vit_tiny_random", "shard_images=8",
-    "miniature=coco", "model.decoder.hidden=64", "steps=80", "batch_size=8", "noise_seeds=[0, 1]",
+    "data=coco_covloss_mini", "data.generator.train_images=48", "data.resolution=64", "backbone=vit_tiny_random",
+    "shard_images=8", "miniature=coco", "model.decoder.hidden=64", "steps=80", "batch_size=8", "noise_seeds=[0, 1]",
 ]  # fmt: skip
 SMALL = [
     "data=coco_mini", "data.generator.train_images=240", "data.resolution=160", "backbone=vit_tiny_random", "backbone.tokens=100",
