@@ -65,7 +65,7 @@ def label_set(store: ImageStore | CocoStore, protocol: ProtocolName) -> LabelSet
     if isinstance(store, ImageStore):
         return LabelSet(instances_NHW=store.split("test").labels, protocol=protocol)
     instances_NHW, classes_NHW = store.masks(next(iter(store.manifest.protocols)) if protocol == "own" else protocol)
-    return LabelSet(instances_NHW=instances_NHW, classes_NHW=classes_NHW, protocol=protocol)
+    return LabelSet(instances_NHW=instances_NHW, classes_NHW=classes_NHW, protocol=protocol, annotated_N=store.annotated())
 
 
 def predicted_ids(masks_BKhw: torch.Tensor, size: tuple[int, int], protocol: ProtocolName) -> torch.Tensor:

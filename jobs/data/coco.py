@@ -58,6 +58,7 @@ class CocoSource:
         rows[f"{split}/image_ids.npy"] = np.array(listed.id, dtype=np.int64)
         if split == "test":
             masks = instance_masks(listed, annotation_file(self.folder, split))
+            rows["test/annotated.npy"] = np.array(bool(masks))
             for protocol in dict.fromkeys(data.protocols):
                 instances, classes = label_maps(protocol, masks, height=listed.height, width=listed.width)
                 rows[f"test/{protocol}/instances.npy"], rows[f"test/{protocol}/classes.npy"] = instances, classes

@@ -4,6 +4,7 @@
     STORE/train/targets.npy            uint8 [N, T, T, 3]: the same images at another side, if asked for
     STORE/train/image_ids.npy          int64 [N]: COCO's
     STORE/test/...                     the same of val2017
+    STORE/test/annotated.npy           bool [N]: at least one annotation that is no crowd
     STORE/test/PROTOCOL/instances.npy  uint8 [N, P, P]: 0 no object, 1.. instance, 255 void (pixels to ignore)
     STORE/test/PROTOCOL/classes.npy    uint8 [N, P, P]: 0 no object, else the category id, 255 void
     STORE/manifest.json                written last: counts, sizes, protocols, source, bytes and sha256 of every file
@@ -49,7 +50,7 @@ class CocoManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    store: Literal["coco-1"] = "coco-1"
+    store: Literal["coco-2"] = "coco-2"
     """Layout of the store and its version."""
     kind: Literal["coco"] = "coco"
     counts: Mapping[SplitName, int]
@@ -78,6 +79,7 @@ class CocoManifest(BaseModel):
             if self.target_resolution is not None:
                 layout[f"{split}/targets.npy"] = pixels, (count, self.target_resolution, self.target_resolution, 3)
             layout[f"{split}/image_ids.npy"] = np.dtype(np.int64), (count,)
+        layout["test/annotated.npy"] = np.dtype(np.bool_), (self.counts["test"],)
         for protocol, side in self.protocols.items():
             for kind in MASK_KINDS:
                 layout[f"test/{protocol}/{kind}.npy"] = pixels, (self.counts["test"], side, side)
@@ -119,6 +121,10 @@ class CocoStore:
     def image_ids(self, split: SplitName) -> npt.NDArray[np.int64]:
         """COCO's image ids, int64 [N], ascending."""
         return map_array(self.path, self.manifest, f"{split}/image_ids.npy")
+
+    def annotated(self) -> npt.NDArray[np.bool_]:
+        """Whether a test image has an annotation that is no crowd, bool [N]; its mask may still be empty at a protocol's side."""
+        return map_array(self.path, self.manifest, "test/annotated.npy")
 
     def masks(self, protocol: Protocol) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """(instances, classes) of the test images, each uint8 [N, P, P].

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from jobs.data.coco import coco_manifest, open_coco
+from jobs.data.coco_files import annotation_file
+from jobs.data.coco_generator import write_miniature
 from jobs.data.coco_store import MASK_SIDES, CocoManifest, CocoStore
 from jobs.data.errors import DataError
-from jobs.data.store import ImageStore, write_manifest
+from jobs.data.store import SPLITS, ImageStore, write_manifest
+from jobs.data.writer import StoreWriter
 from jobs.protocols import label_set
+from jobs.scoring import instance_scores
+from jobs.spec import CocoGeneratorSpec, CocoSpec
 
 
 @pytest.fixture
@@ -47,6 +55,51 @@ def test_that_own_takes_the_first_stored_masks_and_the_others_theirs(coco: CocoS
 def test_that_masks_that_are_not_stored_are_named(coco: CocoStore) -> None:
     with pytest.raises(DataError, match="covloss"):
         label_set(coco, "covloss")
+
+
+@pytest.fixture(scope="module")
+def squashed(tmp_path_factory: pytest.TempPathFactory) -> CocoStore:
+    """Four test images: one object; two that cover each other, so that nothing is left; a crowd alone; no annotation."""
+    folder, path = (tmp_path_factory.mktemp("coco") / name for name in ("original", "store"))
+    write_miniature(CocoGeneratorSpec(train_images=1, val_images=4, largest_side=64), folder, should_stop=lambda: False)
+    file = annotation_file(folder, "test")
+    content = json.loads(file.read_text())
+    first, second, third, _ = sorted(image["id"] for image in content["images"])
+    square = {"category_id": content["categories"][0]["id"], "segmentation": [[5, 5, 25, 5, 25, 25, 5, 25]], "iscrowd": 0}
+    listed = {image["id"]: image for image in content["images"]}
+    pixels = listed[third]["height"] * listed[third]["width"]
+    size = [listed[third]["height"], listed[third]["width"]]
+    crowd = {"iscrowd": 1, "segmentation": {"size": size, "counts": [0, pixels]}}
+    annotations = [(first, {}), (second, {}), (second, {}), (third, crowd)]
+    template = content["annotations"][0]
+    content["annotations"] = [
+        template | square | changes | {"id": number, "image_id": image} for number, (image, changes) in enumerate(annotations)
+    ]
+    file.write_text(json.dumps(content))
+    data = CocoSpec(path=str(folder), preprocessing="covloss", resolution=32, protocols=("covloss",))
+    with open_coco(data, folder) as source:
+        manifest = coco_manifest(data, {split: len(source.images[split]) for split in SPLITS})
+        with StoreWriter(path, manifest, may_create=True) as writer:
+            for split in SPLITS:
+                writer.put(source.rows(split, at=0, count=manifest.counts[split]), at=0)
+    write_manifest(path, manifest)
+    return CocoStore.open(path)
+
+
+def test_that_covloss_scores_a_vanished_mask_1_and_an_image_without_annotation_not_at_all(squashed: CocoStore) -> None:
+    assert squashed.annotated().tolist() == [True, True, False, False]
+    found = label_set(squashed, "covloss")
+    assert [bool(labels_HW.any()) for labels_HW in found.instances_NHW] == [True, False, False, False]
+    assert found.scored().tolist() == [0, 1]
+    truth_BHW = torch.from_numpy(found.instances_NHW[found.scored()])
+    halves_BHW = (torch.arange(128) % 2).expand(2, 128, 128)  # cuts the object, so that its own score is 0
+    scored = instance_scores(truth_BHW, halves_BHW, num_slots=2, protocol="covloss")
+    assert scored["fg_ari"].tolist() == [0, 1]
+    assert scored["mbo"].isnan().tolist() == [False, True]
+
+
+def test_that_other_protocols_score_every_image(squashed: CocoStore) -> None:
+    assert label_set(squashed, "own").scored().tolist() == [0, 1, 2, 3]
 
 
 def test_that_sprites_have_no_classes(data: Path) -> None:

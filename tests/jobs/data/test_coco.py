@@ -52,7 +52,7 @@ def test_that_rows_are_the_images_by_id_and_their_masks(made: Path) -> None:
         train = source.rows("train", at=0, count=18)
     assert set(rows) == {
         "test/images.npy", "test/targets.npy", "test/image_ids.npy", "test/official/instances.npy",
-        "test/official/classes.npy", "test/gd/instances.npy", "test/gd/classes.npy",
+        "test/official/classes.npy", "test/gd/instances.npy", "test/gd/classes.npy", "test/annotated.npy",
     }  # fmt: skip
     assert set(train) == {"train/images.npy", "train/targets.npy", "train/image_ids.npy"}
     assert (np.diff(train["train/image_ids.npy"]) > 0).all()

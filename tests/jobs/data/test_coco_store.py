@@ -41,6 +41,8 @@ def test_that_a_store_gives_back_its_arrays_as_read_only_maps(tmp_path: Path) ->
     assert np.array_equal(store.images("train"), rows["train/images.npy"])
     assert np.array_equal(store.image_ids("test"), rows["test/image_ids.npy"])
     assert store.image_ids("test").dtype == np.int64
+    assert np.array_equal(store.annotated(), rows["test/annotated.npy"])
+    assert store.annotated().dtype == np.bool_
     assert store.targets("train") is None
     for name, array in zip(("instances", "classes"), store.masks("official"), strict=True):
         assert np.array_equal(array, rows[f"test/official/{name}.npy"])
@@ -59,7 +61,7 @@ def test_that_a_second_copy_of_the_images_is_there_if_asked_for(tmp_path: Path) 
 def test_that_the_manifest_says_what_is_there(tmp_path: Path) -> None:
     build(tmp_path, MANIFEST)
     content = json.loads((tmp_path / "manifest.json").read_text())
-    assert (content["kind"], content["store"]) == ("coco", "coco-1")
+    assert (content["kind"], content["store"]) == ("coco", "coco-2")
     assert content["counts"] == {"train": 3, "test": 2}
     assert content["protocols"] == {"gd": 8, "official": 12}
     assert content["preprocessing"] == "official"
