@@ -47,11 +47,18 @@ def images_of(store: Store, split: SplitName) -> np.ndarray:
     return store.split(split).images if isinstance(store, ImageStore) else store.images(split)
 
 
-def open_samples(run: Run, spec: TrainSpec, store: Store, split: SplitName, device: torch.device) -> Samples:
-    """Inputs and targets of the training configuration `spec` on one split; raises DataError, Refused."""
+def open_samples(
+    run: Run, spec: TrainSpec, store: Store, split: SplitName, device: torch.device, *, like: Samples | None = None
+) -> Samples:
+    """Inputs and targets of the training configuration `spec` on one split; raises DataError, Refused.
+
+    `like`: samples of another split of the same run, whose backbone is used again.
+    """
     if isinstance(store, ImageStore) or not isinstance(spec.model, DinosaurSpec):
         return ImageSamples(images_NHWC=images_of(store, split))
     targets = store.targets(split) if isinstance(spec.model.decoder, CocoAdaptiveDecoder) else None
+    if isinstance(like, OnlineSamples):
+        return OnlineSamples(images_NHWC=images_of(store, split), backbone=like.backbone, targets_NTTC=targets)
     if spec.online is not None:
         from jobs.weights import load_backbone  # timm takes seconds to import, and no other training needs it
 

@@ -200,7 +200,7 @@ class Training:
             return
         look = self.spec.validation
         if self._held_out is None:
-            self._held_out = open_samples(self.run, self.spec, self.store, "test", self.group.device)
+            self._held_out = open_samples(self.run, self.spec, self.store, "test", self.group.device, like=self.samples)
         scored = scoring.score_images(
             self.state.model,
             self._held_out,
