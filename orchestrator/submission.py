@@ -5,13 +5,15 @@ Everything that can be wrong is found before the first write; a refused submissi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jobs
+from jobs.data.errors import DataError
 from jobs.environment import fingerprint
-from jobs.spec import CountSpec, FrozenRun, MultiDSpritesSpec, TrainSpec
+from jobs.spec import CocoSpec, CountSpec, EmbedSpec, FrozenRun, MultiDSpritesSpec, PrepareSpec, TrainSpec
+from models.spec import BackboneSpec
 from orchestrator import workspace
 from orchestrator.errors import Problem, UserError
 from orchestrator.lifecycle import RESUMABLE, RunState
@@ -42,7 +44,6 @@ def content_of(kind: str, path: str) -> str:
 
     Raises UserError.
     """
-    from jobs.data.errors import DataError
     from jobs.data.source import check_source, content_hash
 
     place = Path(path)
@@ -57,6 +58,50 @@ def content_of(kind: str, path: str) -> str:
         return content_hash(place)
     except DataError as error:
         raise UserError(Problem(what=str(error), value=path)) from error
+
+
+def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
+    """Look at the COCO folders and backbones of runs that are not done yet; returns warnings, line by line.
+
+    A folder's lists are read and one image of each split is decoded: some seconds for the original.
+    Raises UserError with every folder and weights file that cannot be used.
+    """
+    from jobs.data.source import check_source
+    from jobs.weights_file import cached_weights, check_weights
+
+    problems: list[Problem] = []
+    warnings: dict[str, None] = {}
+    looked_at: set[CocoSpec | BackboneSpec] = set()
+    for run in made.runs.values():
+        for key, spec in _inputs(run):
+            if spec in looked_at or (run.known is not None and run.known.state is RunState.DONE):
+                continue
+            looked_at.add(spec)
+            try:
+                if isinstance(spec, CocoSpec):
+                    check_source(spec)
+                    continue
+                found = check_weights(spec, environ)
+                if spec.weights == "pretrained" and cached_weights(spec, environ) is None:
+                    warnings |= dict.fromkeys((f"warning: {found[0]}", *found[1:]))
+            except DataError as error:
+                where = f"{made.sweep.path}: {run.step}: {key}"
+                what = f"{error.place}: {error.what}"
+                problems.append(Problem(what=what, where=where, allowed=error.expected, hint=error.hint))
+    if problems:
+        raise UserError(*problems)
+    return list(warnings)
+
+
+def _inputs(run: PlannedRun) -> Iterator[tuple[str, CocoSpec | BackboneSpec]]:
+    """The COCO folder or the backbone that a run reads, and the key of the configuration that names it."""
+    match run.spec:
+        case PrepareSpec(data=CocoSpec() as data):
+            yield "data.path", data
+        case EmbedSpec(backbone=backbone):
+            yield "backbone", backbone
+        case TrainSpec(online=BackboneSpec() as online):
+            yield "online", online
 
 
 def make_plan(path: Path, store: Store | None, *, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> Plan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -43,11 +45,14 @@ def command(
     if dry_run:
         from orchestrator.cli.dry_run import rehearse
 
-        rehearse(submission.make_plan(sweep, None, only=only, overrides=overrides))
+        draft = submission.make_plan(sweep, None, only=only, overrides=overrides)
+        warn(submission.check_inputs(draft, os.environ))
+        rehearse(draft)
         return
     slurm = None if local else cluster.require_slurm()
     # every mistake of the user's is found before the first write
     draft = submission.make_plan(sweep, None, only=only, overrides=overrides)
+    warn(submission.check_inputs(beside_known(draft, root), os.environ))
     site = None if slurm is None else cluster.site_profile(Root(root.absolute()), slurm)
     if site is not None:
         submission.check_site(draft, site)
@@ -70,6 +75,20 @@ def command(
         initialise_tracker(desk)  # last: jobs never touch the tracker, and it takes seconds
     if local:
         run_here(root, list(made.runs), sweep=made.sweep.name, parallel=parallel)
+
+
+def beside_known(draft: Plan, root: Path) -> Plan:
+    """The plan with what an earlier submission left in the store; makes no root."""
+    if not Root(root.absolute()).store.exists():
+        return draft
+    with open_desk(root) as desk:
+        return submission.beside_store(draft, desk.store)
+
+
+def warn(lines: Sequence[str]) -> None:
+    """What is no error: on stderr, so that it never mixes with output that is read by programs."""
+    for line in lines:
+        click.echo(line, err=True)
 
 
 def initialise_tracker(desk: Desk) -> None:

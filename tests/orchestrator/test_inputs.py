@@ -1,0 +1,134 @@
+"""What the login node says of COCO folders and of a backbone's weights, before anything is queued."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.contract import Outcome, Status, write_outcome
+from jobs.data.coco_generator import write_miniature
+from jobs.spec import CocoGeneratorSpec
+from orchestrator.workspace import Root
+from tests.orchestrator.stub import Command, StubSlurm
+
+SWEEP = """
+title: tokens
+base: [data=coco, miniature=coco, backbone=vit_tiny_random, data.path={folder}, data.resolution=64]
+axes:
+  shard: {{key: shard_images, values: [8, 16]}}
+pipeline:
+  prepare: {{job: prepare}}
+  embed: {{job: embed, needs: [prepare]}}
+  train: {{job: train, needs: [prepare, embed], set: [experiment=dinosaur]}}
+table:
+  rows: shard
+  value: {{metric: train/loss, step: train}}
+"""
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coco") / "coco"
+    write_miniature(CocoGeneratorSpec(train_images=3, val_images=2, largest_side=80), folder, should_stop=lambda: False)
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A COCO folder to damage."""
+    return Path(shutil.copytree(original, tmp_path / "coco"))
+
+
+@pytest.fixture
+def submit(orch: Command, stub_slurm: StubSlurm, folder: Path, tmp_path: Path) -> Callable[..., str]:
+    """Submits the sweep with overrides; returns what was said on stderr."""
+    sweep = tmp_path / "tokens.yaml"
+    sweep.write_text(SWEEP.format(folder=folder))
+
+    def run(*overrides: str, only: str = "shard=8,shard=16", expect: int = 0) -> str:
+        settings = (part for text in ("batch_size=2", *overrides) for part in ("--set", text))
+        said = orch("submit", sweep, "--only", only, *settings, expect=expect)
+        if expect:
+            assert not orch.root.exists()
+            assert not (stub_slurm.state / "queue").exists()
+        return said.err
+
+    return run
+
+
+def first_jpeg(folder: Path, split: str) -> Path:
+    return min((folder / split).iterdir())
+
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_that_a_missing_jpeg_is_named(split: str, folder: Path, submit: Callable[..., str]) -> None:
+    image = first_jpeg(folder, split)
+    image.unlink()
+    said = submit(expect=2)
+    assert f"tokens.yaml: prepare: data.path: {image}: image " in said
+    assert "no such file" in said
+    assert "hint: was the archive unpacked to its end?" in said
+
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_that_an_undecodable_first_jpeg_is_named(split: str, folder: Path, submit: Callable[..., str]) -> None:
+    image = first_jpeg(folder, split)
+    image.write_bytes(image.read_bytes()[:300])
+    said = submit(expect=2)
+    assert f"tokens.yaml: prepare: data.path: {image}: image " in said
+    assert "cannot be decoded" in said
+    assert said.count("cannot be decoded") == 1
+
+
+@pytest.mark.parametrize("missing", ["train2017", "val2017", "annotations/instances_val2017.json"])
+def test_that_a_missing_part_of_the_layout_is_named(missing: str, folder: Path, submit: Callable[..., str]) -> None:
+    path = folder / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert f"{path}: no such f" in submit(expect=2)
+
+
+def test_that_images_which_are_not_asked_for_may_be_missing(folder: Path, submit: Callable[..., str]) -> None:
+    max((folder / "train2017").iterdir()).unlink()
+    assert "no such file" in submit(expect=2)
+    assert "warning" not in submit("data.max_train=2")
+
+
+def test_that_jpegs_are_not_missed_once_they_are_prepared(orch: Command, folder: Path, submit: Callable[..., str]) -> None:
+    submit()
+    (run,) = (run for run in orch.runs() if run.startswith("prepare"))
+    write_outcome(Root(orch.root).run_dir(run), Outcome(status=Status.DONE, attempt=1, reason=""))
+    assert orch.runs()[run]["state"] == "done"
+    first_jpeg(folder, "train2017").unlink()
+    submit()
+
+
+@pytest.mark.parametrize("where", ["backbone", "online"])
+def test_that_a_file_that_holds_no_weights_is_refused(where: str, tmp_path: Path, submit: Callable[..., str]) -> None:
+    online = ["features=online", "backbone@online=vit_tiny_random"] if where == "online" else []
+    wrong = tmp_path / "weights.txt"
+    asked = [*online, f"{where}.weights=file", f"{where}.path={wrong}"]
+    assert f"{where}.path: no such file of weights" in submit(*asked, only="shard=8", expect=2)
+    wrong.write_text("0.1 0.2")
+    said = submit(*asked, only="shard=8", expect=2)
+    assert f": {where}: {wrong}: suffix '.txt'" in said
+    assert ".safetensors, .pth" in said
+    wrong.rename(tmp_path / "weights.pth")
+    assert "warning" not in submit(*asked[:-1], f"{where}.path={tmp_path / 'weights.pth'}", only="shard=8")
+
+
+def test_that_pretrained_weights_that_are_not_here_are_a_warning_and_no_error(
+    orch: Command, tmp_path: Path, submit: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    said = submit("backbone.weights=pretrained")
+    line = f"warning: vit_tiny_patch16_224 is not in {tmp_path / 'cache'}: the job will try to download it"
+    assert said.count(line) == 1  # and not once for each of the two embed runs
+    assert "hint: copy a state dict here and set weights=file" in said
+    assert len([run for run in orch.runs() if run.startswith("embed")]) == 2
+    cached = tmp_path / "cache" / "models--timm--vit_tiny_patch16_224.augreg" / "snapshots" / "0" / "model.safetensors"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"0")
+    assert "warning" not in submit("backbone.weights=pretrained")
