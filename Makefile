@@ -33,6 +33,10 @@ test: check
 bench: setup
 	$(BIN)/python tests/bench/bench_models.py
 	$(BIN)/python tests/bench/bench_logging.py
+	$(BIN)/python tests/bench/bench_dinosaur.py
+	$(BIN)/python tests/bench/bench_features.py
+	$(BIN)/python tests/bench/bench_online.py
+	$(BIN)/python tests/bench/bench_scores.py
 
 lock:
 	$(BIN)/uv pip compile pyproject.toml --extra test --python-version 3.11 --no-emit-index-url --no-header --quiet -o requirements.lock
