@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.spec import AnyJob, EmbedSpec, TrainSpec, check_needs, parse_job_spec
+from jobs.needs import check_needs
+from jobs.spec import AnyJob, EmbedSpec, TrainSpec, parse_job_spec
 from orchestrator.errors import Problem, UserError
 from orchestrator.identity import canonical, id_of_canonical
 from orchestrator.lifecycle import RunState
@@ -211,6 +212,14 @@ class _Planning:
                         problem = Problem(what=what, where=where, value=str(mine), allowed=str(theirs), hint=hint)
                         self.faults.add(problem, cell)
 
+    def _disagreements(self, needs: Mapping[str, str]) -> Iterator[str]:
+        """Needed runs that themselves stand on other data or tokens than the run that needs them."""
+        for kind, run_id in needs.items():
+            for shared in ("prepare", "embed"):
+                theirs = self.runs[run_id].needs.get(shared)
+                if shared in needs and theirs not in (None, needs[shared]):
+                    yield f"it needs {needs[shared]}, but its {kind} run stands on {theirs}: name one `{shared}` step"
+
     def _identify(self, cell: Cell, step: Step, resolved: Mapping[str, _Resolved], ids: dict[str, str]) -> None:
         """Give one step its run, whose needs have theirs already."""
         found, needed = resolved[step.name], step.needed(resolved)
@@ -219,7 +228,7 @@ class _Planning:
         ids[step.name] = run_id
         if run_id not in self.runs:
             specs = {self.sweep.pipeline[need].job: resolved[need].spec for need in needed}
-            for sentence in check_needs(found.spec, specs):
+            for sentence in (*check_needs(found.spec, specs), *self._disagreements(needs)):
                 self.faults.add(Problem(what=sentence, where=f"{self.sweep.path}: {step.name}"), cell)
             self.runs[run_id] = PlannedRun(
                 id=run_id,

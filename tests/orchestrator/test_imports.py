@@ -83,7 +83,7 @@ def test_that_the_contracts_say_what_the_design_says() -> None:
     known = by_name["The control plane knows of the jobs only their contract"]["ignore_imports"]
     assert {line.removeprefix("orchestrator.** -> ") for line in known} == {
         "jobs.contract", "jobs.data.errors", "jobs.data.source", "jobs.environment", "jobs.journal", "jobs.metrics",
-        "jobs.rehearsal_config", "jobs.spec", "jobs.weights_file", "models.spec",
+        "jobs.rehearsal_config", "jobs.needs", "jobs.spec", "jobs.weights_file", "models.spec",
     }  # fmt: skip
     pure = by_name["Pure modules touch neither processes, files, clocks nor databases"]
     assert {"orchestrator.decide", "orchestrator.batches", "orchestrator.identity"} <= set(pure["source_modules"])

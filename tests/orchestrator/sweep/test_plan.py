@@ -355,3 +355,17 @@ def test_that_the_content_of_weights_is_the_files_sha256(tmp_path: Path) -> None
         content_of("weights", str(tmp_path))
     with pytest.raises(UserError, match="is not a folder"):
         content_of("coco", str(tmp_path / "w.pth"))
+
+
+def test_that_tokens_of_other_data_than_the_steps_own_are_refused(planned: Planner, complaint: Complaint) -> None:
+    text = TWO_STAGES.replace(
+        "  prepare: {job: prepare}\n", "  prepare: {job: prepare}\n  other: {job: prepare, set: [data.max_train=9]}\n"
+    ).replace("embed: {job: embed, needs: [prepare]}", "embed: {job: embed, needs: [other]}")
+    said = complaint(lambda: planned(text, only=["method=base,seed=0"]))
+    assert "stage1: it needs prepare-" in said
+    assert "but its embed run stands on prepare-" in said
+
+
+def test_that_a_gate_without_noise_needs_a_gate(planned: Planner, complaint: Complaint) -> None:
+    said = complaint(lambda: planned(TWO_STAGES, only=["method=base,seed=0"], overrides=["gate=deterministic"]))
+    assert "evaluate: gate=deterministic is for models with a gate (model.gate)" in said
