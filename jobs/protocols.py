@@ -3,7 +3,7 @@
 | protocol | masks to label size by | image without an object |
 |---|---|---|
 | own | bilinear | defines no score of objects; counted |
-| official | bilinear | FG-ARI 1, else as own |
+| official, adaslot | bilinear | FG-ARI 1, else as own |
 | gd | bilinear | FG-ARI 1, mBO and miou_gd 0, else as own |
 | covloss | nearest | not scored without annotation; FG-ARI 1 when its mask vanished, else as own |
 
@@ -24,13 +24,14 @@ from torch.nn.functional import interpolate
 from jobs.data.coco_store import CocoStore
 from jobs.data.store import ImageStore
 
-ProtocolName = Literal["own", "official", "gd", "covloss"]
+ProtocolName = Literal["own", "official", "adaslot", "gd", "covloss"]
 
 VOID = 255
 """Label of a pixel that is counted nowhere."""
 WITHOUT_OBJECTS: Mapping[ProtocolName, Mapping[str, float]] = {
     "own": {},
     "official": {"fg_ari": 1.0},
+    "adaslot": {"fg_ari": 1.0},
     "gd": {"fg_ari": 1.0, "mbo": 0.0, "miou_gd": 0.0},
     "covloss": {"fg_ari": 1.0},
 }

@@ -115,8 +115,8 @@ class CocoSpec(Spec):
     max_train: int | None = Field(default=None, ge=1)
     max_val: int | None = Field(default=None, ge=1)
     """Only the first so many images (by image id): for trials."""
-    protocols: tuple[Literal["official", "gd", "covloss"], ...] = ("official", "gd")
-    """Evaluation masks to store: `official` at 320, `gd` at 224, `covloss` (squashed) at 128."""
+    protocols: tuple[Literal["official", "adaslot", "gd", "covloss"], ...] = ("official", "gd")
+    """Evaluation masks to store: `official` at 320, `adaslot` (the same rules) and `gd` at 224, `covloss` (squashed) at 128."""
 
     @model_validator(mode="after")
     def _one_source(self) -> CocoSpec:
@@ -264,7 +264,7 @@ class EvaluateSpec(Spec):
     kind: Literal["evaluate"] = "evaluate"
     noise_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Slot noise draws; each score is the mean over them and `<score>_noise_sd` their spread."""
-    protocol: Literal["own", "official", "gd", "covloss"] = added("own")
+    protocol: Literal["own", "official", "adaslot", "gd", "covloss"] = added("own")
     """`own`: the data's first mask set, images without objects skipped and counted; else the original's masks and rules."""
     gate: Literal["noisy", "deterministic"] = added("noisy")
     """AdaSlot's gate with its Gumbel noise, as the original evaluates, or its most probable choice."""

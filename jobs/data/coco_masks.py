@@ -6,6 +6,7 @@ smaller side removes leaves its number unused.
 | protocol   | geometry                                         | pixels of several instances      | classes there       |
 |------------|--------------------------------------------------|----------------------------------|---------------------|
 | `official` | short side 320 nearest-exact, centre crop 320    | void: 255                        | largest category id |
+| `adaslot`  | the same at 224                                  | the same                         | the same            |
 | `gd`       | maps at original size, then short side 224 by    | no object: 0, before resizing    | no object: 0        |
 |            | PIL's NEAREST, centre crop 224                   |                                  |                     |
 | `covloss`  | each mask squashed to 128 x 128                  | no object: 0                     | no object: 0        |
@@ -77,8 +78,8 @@ def instance_masks(image: CocoImage, path: Path) -> list[InstanceMask]:
 def label_maps(protocol: Protocol, masks: Sequence[InstanceMask], *, height: int, width: int) -> tuple[UInt8, UInt8]:
     """Return (instances, classes), each uint8 [P, P], of an image of `height` x `width` original pixels."""
     match protocol:
-        case "official":
-            return _official(masks, height, width)
+        case "official" | "adaslot":
+            return _official(masks, height, width, side=MASK_SIDES[protocol])
         case "gd":
             return _gd(masks, height, width)
         case "covloss":
@@ -87,8 +88,7 @@ def label_maps(protocol: Protocol, masks: Sequence[InstanceMask], *, height: int
             assert_never(never)
 
 
-def _official(masks: Sequence[InstanceMask], height: int, width: int) -> tuple[UInt8, UInt8]:
-    side = MASK_SIDES["official"]
+def _official(masks: Sequence[InstanceMask], height: int, width: int, *, side: int) -> tuple[UInt8, UInt8]:
     resized = resized_size(height, width, side)
     rows = nearest_exact(height, resized[0])[crop_window(resized[0], side)]
     columns = nearest_exact(width, resized[1])[crop_window(resized[1], side)]

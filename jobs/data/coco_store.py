@@ -37,8 +37,8 @@ from jobs.data.store import (
     verify_files,
 )
 
-Protocol = Literal["official", "gd", "covloss"]
-MASK_SIDES: Mapping[Protocol, int] = {"official": 320, "gd": 224, "covloss": 128}
+Protocol = Literal["official", "adaslot", "gd", "covloss"]
+MASK_SIDES: Mapping[Protocol, int] = {"official": 320, "adaslot": 224, "gd": 224, "covloss": 128}
 """Pixels of a protocol's masks."""
 VOID = 255
 """Label of a pixel that is to be ignored."""

@@ -62,12 +62,13 @@ def source(place: int, size: int, side: int, short: int) -> int:
     return int((place + first + Fraction(1, 2)) * size / resized)
 
 
-def test_that_official_masks_leave_out_overlaps_and_crowds_and_take_the_largest_class() -> None:
-    instances, classes = maps("official", picture())
-    assert instances.shape == classes.shape == (320, 320)
-    for row in range(320):
-        for column in range(320):
-            there = covering(source(row, HEIGHT, 320, HEIGHT), source(column, WIDTH, 320, HEIGHT))
+@pytest.mark.parametrize(("protocol", "side"), [("official", 320), ("adaslot", 224)])
+def test_that_official_masks_leave_out_overlaps_and_crowds_and_take_the_largest_class(protocol: Protocol, side: int) -> None:
+    instances, classes = maps(protocol, picture())
+    assert instances.shape == classes.shape == (side, side)
+    for row in range(side):
+        for column in range(side):
+            there = covering(source(row, HEIGHT, side, HEIGHT), source(column, WIDTH, side, HEIGHT))
             number = 255 if len(there) > 1 else sum(number for number, _ in there)
             assert instances[row, column] == number
             assert classes[row, column] == max([category for _, category in there], default=0)

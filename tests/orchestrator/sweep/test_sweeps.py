@@ -30,7 +30,7 @@ from orchestrator.sweep.grammar import load_sweep, parse_sweep
 from orchestrator.sweep.plan import Plan, plan
 
 SWEEPS = ("table1", "table3", "dinosaur", "adaslot", "demo", "count")
-SIZES = {"table1": (18, 33), "table3": (12, 26), "dinosaur": (24, 38), "adaslot": (30, 41), "demo": (10, 21), "count": (8, 8)}
+SIZES = {"table1": (18, 33), "table3": (12, 26), "dinosaur": (24, 38), "adaslot": (45, 56), "demo": (10, 21), "count": (8, 8)}
 MINIATURE = ("backbone=vit_tiny_random", "miniature=coco")
 
 
