@@ -62,3 +62,14 @@ def differences(one: RunDir, other: RunDir) -> list[str]:
     if repr(series(one)) != repr(series(other)):  # repr: NaN equals NaN, -0.0 differs from 0.0
         found.append("the metric series differ")
     return found
+
+
+def output_differences(one: RunDir, other: RunDir) -> list[str]:
+    """Which files below two runs' outputs differ, byte for byte, a line each; none when they are equal."""
+    left, right = (
+        {path.relative_to(run.output).as_posix(): path for path in run.output.rglob("*") if path.is_file()}
+        for run in (one, other)
+    )
+    same = {name for name in left.keys() & right.keys() if left[name].read_bytes() == right[name].read_bytes()}
+    found = [f"output {name} differs" for name in sorted(left.keys() | right.keys()) if name not in same]
+    return found if left or right else ["no output to compare"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import attempt, forks
-from jobs.compare import differences, newest_state
+from jobs.compare import differences, newest_state, output_differences
 from jobs.contract import Attempt, ExitCode, RunDir, Status, read_outcome
 from jobs.forks import Ended, make_run, start, wait
 from jobs.journal import CHECKPOINT, read_journal
@@ -87,7 +87,7 @@ def _measure(run_dir: RunDir, ended: Ended) -> dict[str, Any]:
 
 
 def rehearse_run(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
-    """One run of a chain; for kinds with steps also killed after the first checkpoint, restored and compared."""
+    """One run of a chain; training and embedding also killed after the first checkpoint, restored and compared."""
     run_dir = make_run(folder, step["id"], step["config"], step["needs"])
     before = read_outcome(run_dir)
     if before is not None:  # a run that an earlier chain shares
@@ -98,7 +98,8 @@ def rehearse_run(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
     if failed:
         return {"kind": step["kind"], "error": failed}
     found: dict[str, Any] = {"kind": step["kind"], "seconds": ended.seconds} | _measure(run_dir, ended)
-    if step["config"].get("steps", 0) > 1:
+    embeds = step["kind"] == "embed"
+    if embeds or step["config"].get("steps", 0) > 1:
         for need in step["needs"].values():
             (folder / "struck").mkdir(exist_ok=True)
             link = folder / "struck" / need
@@ -110,7 +111,7 @@ def rehearse_run(folder: Path, step: Mapping[str, Any]) -> dict[str, Any]:
         failed = _done(struck, second)
         if first.code != -signal.SIGKILL or failed:
             return found | {"error": f"after a kill at the first checkpoint: {failed or 'it was not killed'}"}
-        found["differences"] = differences(run_dir, struck)
+        found["differences"] = output_differences(run_dir, struck) if embeds else differences(run_dir, struck)
     return found
 
 
