@@ -7,13 +7,14 @@ leaves through `run.leave` after its checkpoint.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs import eviction
 from jobs.checkpoint import Checkpoint, CheckpointStore, Saved
-from jobs.contract import Attempt, RunDir, owns, read_outcome
+from jobs.contract import Attempt, Cause, ExitCode, Outcome, RunDir, Status, owns, read_outcome, write_outcome
 from jobs.eviction import Slurm, Verdict
 from jobs.journal import CHECKPOINT, JournalWriter
 from jobs.preemption import Flag
@@ -139,3 +140,12 @@ class Run:
             self.flag.lower()
             return
         raise Left(step, verdict)
+
+    def end_hung(self, silent_s: float) -> None:
+        """End a rank that finishes nothing, with a reason (for a watchdog); the group's other ranks are ended by srun."""
+        known = read_outcome(self.run_dir)
+        if self.owns() and (known is None or known.attempt != self.attempt.number):
+            reason = f"rank {self.ranks.rank} finished no step for {silent_s:.0f} s (runtime.hang_timeout_s)"
+            number = self.attempt.number
+            write_outcome(self.run_dir, Outcome(status=Status.FAILED, attempt=number, cause=Cause.HANG, reason=reason))
+        os._exit(ExitCode.FAILED)

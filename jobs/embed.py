@@ -35,6 +35,7 @@ from jobs.distributed import configure_precision
 from jobs.embed_shard import embed_shard
 from jobs.inputs import open_store
 from jobs.spec import EmbedSpec
+from jobs.watchdog import Watchdog
 from jobs.weights import load_backbone, weights_digest
 
 log = logging.getLogger("jobs")
@@ -119,6 +120,7 @@ def _start(
         manifest=complete,
         writer=FeatureWriter(work, complete.layout, made_with=made_with),
         saved=restored_step,
+        watchdog=Watchdog(timeout_s=spec.runtime.hang_timeout_s, on_hang=run.end_hung),
     )
 
 
@@ -136,6 +138,8 @@ class Embedding:
     writer: FeatureWriter
     saved: int
     """Images that the newest checkpoint covers (rank 0)."""
+    watchdog: Watchdog
+    """Hears a beat before every batch."""
     _begun_at: float = field(default_factory=time.monotonic)
     _begun_with: int = 0
     _done: int = 0
@@ -161,9 +165,11 @@ class Embedding:
         ended = False
         self._done = self._begun_with = self.writer.images_done()
         try:
+            self.watchdog.start()
             missing = self._missing()
             self._begin(missing)
             self._embed(missing)
+            self.watchdog.stop()  # waiting has a patience of its own
             self.writer.end(attempt=self.run.attempt.number, rank=self.run.ranks.rank, done=True)
             ended = True
             if not self.run.is_main:
@@ -175,6 +181,7 @@ class Embedding:
                 raise Superseded
             return self.writer.finish(self.manifest, output)
         except BaseException:
+            self.watchdog.stop()
             if not ended or self.run.is_main:
                 with suppress(OSError):  # the reason that is on its way matters more
                     self.writer.end(attempt=self.run.attempt.number, rank=self.run.ranks.rank, done=False)
@@ -248,6 +255,7 @@ class Embedding:
             Left: told to leave, or rank 0 has left.
             Superseded: a newer attempt owns the run.
         """
+        self.watchdog.beat()
         if self.run.is_main:
             if self.run.flag:
                 self._look()

@@ -25,6 +25,7 @@ from jobs.protocols import label_set
 from jobs.randomness import derived_seed
 from jobs.scoring import Scored, mean_scores, score_images
 from jobs.spec import EvaluateSpec, FrozenRun, TrainSpec
+from jobs.watchdog import Watchdog
 from models.build import build_model
 from models.slot_model import SlotModel
 from models.spec import DinosaurSpec
@@ -129,7 +130,9 @@ def evaluate(run: Run) -> Finished:
     starts = range(0, images, PIECE_IMAGES)
     pieces = [(seed, start) for seed in spec.noise_seeds for start in starts]
 
+    watchdog = Watchdog(timeout_s=spec.runtime.hang_timeout_s, on_hang=run.end_hung).start()
     for position, (noise_seed, start) in enumerate(pieces):
+        watchdog.beat()
         if run.flag:
             run.leave(position)
         if position < done:
@@ -152,6 +155,7 @@ def evaluate(run: Run) -> Finished:
             progress.finish(noise_seed)
         panels.save_panel(scored.kept, run.run_dir.artifacts / "masks.png")
         run.checkpoint(position + 1, progress.save)
+    watchdog.stop()
 
     plots.save_kept_slots(progress.kept, run.run_dir.artifacts)
     counts = {"eval/images": float(images), "eval/images_without_objects": float(progress.without_objects)}

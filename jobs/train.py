@@ -5,29 +5,18 @@ Also an ad-hoc Hydra entry point (`python -m jobs.train --multirun hydra/launche
 
 from __future__ import annotations
 
-import os
 import resource
 
 import torch
 
 from jobs import ranks
 from jobs.attempt import Finished, Run, Superseded
-from jobs.contract import Cause, ExitCode, Outcome, Status, read_outcome, write_outcome
 from jobs.distributed import join
 from jobs.inputs import open_store
 from jobs.loop import Training
 from jobs.spec import TrainSpec
 from jobs.state import WEIGHTS, build_state, save_weights
 from jobs.watchdog import Watchdog
-
-
-def _on_hang(run: Run, silent_s: float) -> None:
-    """End a rank that makes no step, with a reason; the group's other ranks are ended by srun."""
-    known = read_outcome(run.run_dir)
-    if run.owns() and (known is None or known.attempt != run.attempt.number):
-        reason = f"rank {run.ranks.rank} finished no step for {silent_s:.0f} s (runtime.hang_timeout_s)"
-        write_outcome(run.run_dir, Outcome(status=Status.FAILED, attempt=run.attempt.number, cause=Cause.HANG, reason=reason))
-    os._exit(ExitCode.FAILED)
 
 
 def peak_memory_mib(device: torch.device) -> float:
@@ -51,7 +40,7 @@ def train(run: Run) -> Finished:
         group=group,
         store=store,
         state=build_state(spec, group.device),
-        watchdog=Watchdog(timeout_s=spec.runtime.hang_timeout_s, on_hang=lambda silent: _on_hang(run, silent)).start(),
+        watchdog=Watchdog(timeout_s=spec.runtime.hang_timeout_s, on_hang=run.end_hung).start(),
     )
     try:
         training.restore()

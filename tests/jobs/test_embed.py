@@ -322,6 +322,7 @@ def test_that_a_rank_without_a_word_is_given_up_with_a_reason(prepared: Path, tm
     def hang() -> None:
         if os.environ["RANK"] == "1":
             job.embed_shard = lambda *args, **named: time.sleep(60)  # type: ignore[assignment]  # in this fork only
+            job.Watchdog.start = lambda self: self  # type: ignore[method-assign]  # it does not even know that it hangs
 
     pids = forks.run_group(run_dir, ranks=2, launch="hang", hook=hang)
     assert forks.wait(pids[0]).code == 1
@@ -330,6 +331,18 @@ def test_that_a_rank_without_a_word_is_given_up_with_a_reason(prepared: Path, tm
     outcome = outcome_of(run_dir)
     assert outcome.cause is Cause.HANG
     assert "waiting for shards of rank 1" in outcome.reason
+
+
+def test_that_a_rank_that_hangs_in_its_own_work_ends_with_a_reason(prepared: Path, tmp_path: Path) -> None:
+    run_dir = embed_run(tmp_path, prepared, runtime={"hang_timeout_s": 1.0})
+
+    def hang() -> None:
+        job.embed_shard = lambda *args, **named: time.sleep(60)  # type: ignore[assignment]  # in this fork only
+
+    assert attempt(run_dir, hook=hang) == [1]
+    outcome = outcome_of(run_dir)
+    assert outcome.cause is Cause.HANG
+    assert "rank 0 finished no step for" in outcome.reason
 
 
 def test_that_images_of_another_size_than_the_backbones_are_refused(prepared: Path, tmp_path: Path) -> None:
