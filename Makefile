@@ -28,7 +28,7 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/slurm --durations=10
-	$(BIN)/python tests/with_slurm.py $(BIN)/python -m pytest tests/slurm --durations=10
+	$(BIN)/python tests/with_slurm.py $(BIN)/python -m pytest -n 2 --dist loadfile tests/slurm --durations=10
 
 bench: setup
 	$(BIN)/python tests/bench/bench_models.py
