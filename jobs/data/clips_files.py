@@ -29,14 +29,23 @@ LAYOUT_HINT = "`path` must be the folder that holds these (layout in jobs/data/R
 
 def read_json(path: Path) -> Any:
     """Content of a JSON file; raises DataError when it is missing, unreadable or broken."""
+    return _parse(_read(path), path)
+
+
+def _read(path: Path) -> bytes:
     try:
-        return json.loads(path.read_bytes())
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _parse(text: bytes, path: Path) -> Any:
+    try:
+        return json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"not JSON ({error})", place=Place(file=str(path)), hint="the file is damaged or was not copied whole; copy it again"
         ) from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def scene_names(folder: Path, split: SplitName) -> tuple[str, ...]:
@@ -93,12 +102,13 @@ def clips_content_hash(folder: Path) -> str:
     for split in SPLITS:
         for name in scene_names(folder, split):
             path = folder / SCENES / name
-            scene = read_json(path)
+            text = _read(path)
+            scene = _parse(text, path)
             clip = scene.get("image_filename") if isinstance(scene, dict) else None
             found = media.get(str(clip))
             if found is None:
                 raise missing_media(folder, str(clip), path)
-            digest.update(f"{split} {name} {hashlib.sha256(path.read_bytes()).hexdigest()} {_media_facts(found)}\n".encode())
+            digest.update(f"{split} {name} {hashlib.sha256(text).hexdigest()} {_media_facts(found)}\n".encode())
     return digest.hexdigest()
 
 

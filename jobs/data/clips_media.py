@@ -78,10 +78,10 @@ def _from_video(path: Path, wanted: Sequence[int]) -> list[UInt8]:
             alone = all(packet.is_keyframe for packet in packets)
             fed = [packets[frame] for frame in wanted] if alone else packets
             keep = set(range(len(wanted)) if alone else wanted)
-            found = []
+            found: list[UInt8] = []
             for number, frame in enumerate(_decode(stream.codec_context, fed)):
                 if number in keep:
-                    found.append(frame.to_ndarray(format="rgb24"))
+                    found.append(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
                 if len(found) == len(wanted):
                     return found
     except (av.error.FFmpegError, OSError) as error:
@@ -95,7 +95,7 @@ def _from_video(path: Path, wanted: Sequence[int]) -> list[UInt8]:
     )
 
 
-def _decode(context: av.VideoCodecContext, packets: Sequence[av.Packet]) -> Iterator[av.VideoFrame]:
+def _decode(context: av.VideoCodecContext, packets: Sequence[av.Packet[av.VideoStream]]) -> Iterator[av.VideoFrame]:
     for packet in packets:
         yield from context.decode(packet)
     yield from context.decode(None)

@@ -127,9 +127,10 @@ def test_that_relations_are_true_in_the_picture_after_the_move(
     assert min(seen[relation] for relation in Relation) > CLIPS / 20
 
 
-def test_that_every_named_object_is_visible_after_its_move(scenes: Scenes, last_labels: dict[int, np.ndarray]) -> None:
+def test_that_every_object_is_visible_after_a_move(scenes: Scenes, last_labels: dict[int, np.ndarray]) -> None:
     for labels_NSS in last_labels.values():
-        assert all(min((labels_NSS[clip] == number).sum() for number in (1, 2, 3)) >= 10 for clip in range(CLIPS))
+        for clip, number in enumerate(scenes.number_N.tolist()):
+            assert np.bincount(labels_NSS[clip].ravel(), minlength=number + 1).min() >= 10
 
 
 def test_that_only_the_acting_object_moves_in_a_phase(scenes: Scenes) -> None:
