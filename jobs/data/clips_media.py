@@ -79,7 +79,7 @@ def _from_video(path: Path, wanted: Sequence[int]) -> list[UInt8]:
             fed = [packets[frame] for frame in wanted] if alone else packets
             keep = set(range(len(wanted)) if alone else wanted)
             found: list[UInt8] = []
-            for number, frame in enumerate(_decode(stream.codec_context, fed)):
+            for number, frame in enumerate(decode_packets(stream.codec_context, fed)):
                 if number in keep:
                     found.append(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
                 if len(found) == len(wanted):
@@ -95,7 +95,8 @@ def _from_video(path: Path, wanted: Sequence[int]) -> list[UInt8]:
     )
 
 
-def _decode(context: av.VideoCodecContext, packets: Sequence[av.Packet[av.VideoStream]]) -> Iterator[av.VideoFrame]:
+def decode_packets(context: av.VideoCodecContext, packets: Sequence[av.Packet[av.VideoStream]]) -> Iterator[av.VideoFrame]:
+    """The frames of packets, in the order in which they are shown."""
     for packet in packets:
         yield from context.decode(packet)
     yield from context.decode(None)
@@ -117,7 +118,9 @@ def write_video(path: Path, frames_FHW3: UInt8, *, codec: Codec) -> None:
         stream = container.add_stream(codec, rate=FRAME_RATE)
         stream.width, stream.height, stream.pix_fmt = width, height, PIXELS[codec]
         stream.codec_context.thread_count = 1
-        if codec == "mpeg4":
+        if codec == "ffv1":
+            stream.codec_context.gop_size = 1  # by default its frames need the ones before
+        else:
             stream.codec_context.bit_rate = BITS_PER_PIXEL * height * width * FRAME_RATE
         for frame_HW3 in frames_FHW3:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HW3, format="rgb24")))

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from jobs.data import clips_media
 from jobs.data.clips import check_clips, open_clips, square
 from jobs.data.clips_actions import FRAMES
 from jobs.data.clips_files import clips_content_hash
@@ -82,6 +83,15 @@ def test_that_frames_coded_from_their_neighbours_are_the_right_ones(made: Callab
         errors = np.abs(clip - image).mean(axis=(1, 2, 3))
         assert errors.argmin() == frame
         assert errors[frame] < 6
+
+
+def test_that_frames_coded_on_their_own_are_decoded_alone(made: Callable[[Form], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    decode = clips_media.decode_packets
+    monkeypatch.setattr(clips_media, "decode_packets", lambda context, fed: decoded.append(len(fed)) or decode(context, fed))
+    for form, packets in (("ffv1", 2), ("mpeg4", FRAMES)):
+        open_clips(spec(made(form))).train.read(np.array([20, 3]))
+        assert decoded.pop() == packets
 
 
 def test_that_scene_files_have_the_originals_keys(made: Callable[[Form], Path]) -> None:
