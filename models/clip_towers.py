@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import open_clip
+import open_clip  # type: ignore[import-untyped]  # ships neither stubs nor a marker
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
