@@ -130,6 +130,58 @@ class CocoSpec(Spec):
         return self
 
 
+class ToyClevrSpec(Spec):
+    """Procedural pick-and-place clips of 34 frames with masks and sentences (language_slots.md 7): no files needed."""
+
+    kind: Literal["toy_clevr"] = "toy_clevr"
+    seed: int = Field(default=0, ge=0)
+    resolution: int = Field(default=224, ge=32)
+    min_n_objects: int = Field(default=3, ge=3)
+    """Three take part in every clip: one is lifted, two are moved."""
+    max_n_objects: int = Field(default=6, ge=3, le=8)
+    """Objects of a clip are uniform between both; has nothing to do with the model's number of slots."""
+    fine_grained: bool = True
+    """A frame's sentence is that of its phase; `false`: all four phases of the clip, joined by ", "."""
+    train: RecordRange = RecordRange(first=0, count=16_000)
+    """Clips of the endless series that the seed names; a clip has 34 frames."""
+    test: RecordRange = RecordRange(first=16_000, count=4_000)
+
+    @model_validator(mode="after")
+    def _ranges(self) -> ToyClevrSpec:
+        if self.min_n_objects > self.max_n_objects:
+            raise ValueError(f"min_n_objects {self.min_n_objects} is larger than max_n_objects {self.max_n_objects}")
+        earlier, later = sorted((self.train, self.test), key=lambda clips: clips.first)
+        if earlier.first + earlier.count > later.first:
+            raise ValueError(
+                f"train and test share clips from {later.first} on: "
+                f"train is {self.train.first} .. {self.train.first + self.train.count - 1}, "
+                f"test is {self.test.first} .. {self.test.first + self.test.count - 1}"
+            )
+        return self
+
+
+class ClipsSpec(Spec):
+    """Pick-and-place clips on disk with the original's scene files (language_slots.md 7; layout in jobs/data/README.md)."""
+
+    kind: Literal["clips"] = "clips"
+    path: str = location()
+    """The folder that holds `scenes`, `images`, `train_annos.json` and `val_annos.json`."""
+    content: str | None = None
+    """sha256 of jobs.data.clips_files.clips_content_hash, filled in on the login node: content is identity, its place is not."""
+    resolution: int = Field(default=224, ge=32)
+    """Frames are resized (bicubic, short side) and cropped in the centre."""
+    max_n_objects: int = Field(default=6, ge=3)
+    """Clips with more objects are left out; has nothing to do with the model's number of slots."""
+    fine_grained: bool = True
+    """A frame's sentence is that of its phase; `false`: all four phases of the clip, joined by ", "."""
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> ClipsSpec:
+        if not self.path.strip():
+            raise ValueError("path is empty; give the folder that holds scenes/ and images/, or use kind toy_clevr")
+        return self
+
+
 DataSpec = Annotated[MultiDSpritesSpec | CocoSpec, Field(discriminator="kind")]
 
 

@@ -10,7 +10,9 @@ from torch import nn
 from models.decoders import CocoAdaptive, FullResolution, Upsampling
 from models.dinosaur import Dinosaur, token_adapter
 from models.gate import Gate
+from models.image_decoder import ImageDecoder
 from models.initialisation import Weights
+from models.language_slots import LanguageSlots, TokenEncoder
 from models.objectives import Cosine, Covariance, Objective, ProjectionHead, Reconstruction
 from models.patch_mlp import PatchMlp
 from models.patch_transformer import PatchTransformer
@@ -24,16 +26,21 @@ from models.spec import (
     CovarianceObjective,
     DinosaurSpec,
     FullResolutionDecoder,
+    LanguageSlotsSpec,
+    MlpText2Slot,
     ModelSpec,
+    NoText2Slot,
     ObjectiveSpec,
     PatchMlpDecoder,
     PatchTransformerDecoder,
     ProjectionSpec,
     ReconstructionObjective,
     SlotAutoencoderSpec,
+    TransformerText2Slot,
     UntrainedScoreSpec,
     UpsamplingDecoder,
 )
+from models.text2slot import SentenceDistribution, SentencePerSlot, SharedPrior, Text2Slot, WordsPerSlot
 
 TORCH_NORM_EPS = 1e-5
 
@@ -47,6 +54,8 @@ def build_model(spec: ModelSpec, *, generator: torch.Generator) -> SlotModel:
             return RandomMasks(resolution=spec.resolution, num_slots=spec.num_slots)
         case DinosaurSpec():
             return _dinosaur(spec, Weights(scheme=spec.init, generator=generator))
+        case LanguageSlotsSpec():
+            return _language_slots(spec, Weights(scheme="covloss", generator=generator))
         case _:
             assert_never(spec)
 
@@ -168,6 +177,80 @@ def _token_decoder(spec: DinosaurSpec, weights: Weights) -> PatchMlp | PatchTran
             )
         case _:
             assert_never(spec.decoder)
+
+
+def _language_slots(spec: LanguageSlotsSpec, weights: Weights) -> LanguageSlots:
+    """`weights` should draw torch's default distributions, as the original does."""
+    encoder = TokenEncoder(
+        grid=spec.grid,
+        feature_size=spec.feature_size,
+        slot_size=spec.slot_size,
+        position_code=spec.enc_pos_enc,
+        norm=spec.token_norm,
+        norm_eps=TORCH_NORM_EPS,
+        weights=weights,
+    )
+    attention = SlotAttention(
+        input_size=spec.slot_size,
+        slot_size=spec.slot_size,
+        mlp_size=spec.slot_mlp_size,
+        iterations=spec.num_iterations,
+        weights=weights,
+        norm_eps=TORCH_NORM_EPS,
+        prior=False,
+    )
+    decoder = ImageDecoder(
+        initial_resolution=spec.decoder.initial_resolution,
+        slot_size=spec.slot_size,
+        channels=spec.decoder.channels,
+        kernel_size=spec.decoder.kernel_size,
+        upsample=spec.decoder.upsample,
+        tail_conv=spec.decoder.tail_conv,
+        recomputed_maps=spec.decoder.recomputed_maps,
+        weights=weights,
+    )
+    text2slot = _text2slot(spec, weights)  # drawn last: with one seed, the rest is the same for every form of it
+    return LanguageSlots(
+        num_slots=spec.num_slots,
+        slot_size=spec.slot_size,
+        encoder=encoder,
+        text2slot=text2slot,
+        attention=attention,
+        decoder=decoder,
+    )
+
+
+def _text2slot(spec: LanguageSlotsSpec, weights: Weights) -> Text2Slot:
+    form = spec.text2slot
+    match form:
+        case MlpText2Slot(distribution=True):
+            return SentenceDistribution(
+                text_size=spec.text_size, hidden_sizes=form.hidden_sizes, slot_size=spec.slot_size, weights=weights
+            )
+        case MlpText2Slot():
+            return SentencePerSlot(
+                text_size=spec.text_size,
+                hidden_sizes=form.hidden_sizes,
+                num_slots=spec.num_slots,
+                slot_size=spec.slot_size,
+                weights=weights,
+            )
+        case TransformerText2Slot():
+            return WordsPerSlot(
+                text_size=spec.text_size,
+                text_tokens=form.text_tokens,
+                hidden=form.hidden,
+                heads=form.heads,
+                layers=form.layers,
+                feedforward=form.feedforward,
+                num_slots=spec.num_slots,
+                slot_size=spec.slot_size,
+                weights=weights,
+            )
+        case NoText2Slot():
+            return SharedPrior(slot_size=spec.slot_size, weights=Weights(scheme="dinosaur", generator=weights.generator))
+        case _:
+            assert_never(form)
 
 
 def _head(spec: ProjectionSpec, slot_size: int, num_slots: int, generator: torch.Generator) -> ProjectionHead:

@@ -124,6 +124,10 @@ class Weights:
                 assert_never(distribution)
         return nn.Parameter(table)
 
+    def learned_rows(self, rows: int, size: int) -> nn.Parameter:
+        """Learned vectors [rows, size], such as queries: N(0, 1) * size^-0.5."""
+        return nn.Parameter(torch.empty(rows, size).normal_(0, size**-0.5, generator=self.generator))
+
     @torch.no_grad()
     def start_token(self, size: int) -> nn.Parameter:
         """The first input of an autoregressive decoder [C]: N(0, 1) * C^-0.5."""

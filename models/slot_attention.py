@@ -30,11 +30,14 @@ class SlotAttention(nn.Module):
         iterations: int,
         weights: Weights,
         norm_eps: float = NORM_EPS,
+        prior: bool = True,
     ) -> None:
+        """`prior=False`: without mu and log_sigma; initial slots come from elsewhere, and `refine` is what there is to call."""
         super().__init__()
         self.iterations = iterations
         self.scale = slot_size**-0.5
-        self.mu, self.log_sigma = weights.slot_prior(slot_size)
+        if prior:
+            self.mu, self.log_sigma = weights.slot_prior(slot_size)
         self.norm_inputs = nn.LayerNorm(input_size, eps=norm_eps)
         self.norm_slots = nn.LayerNorm(slot_size, eps=norm_eps)
         self.norm_mlp = nn.LayerNorm(slot_size, eps=norm_eps)
@@ -48,10 +51,16 @@ class SlotAttention(nn.Module):
         self, inputs_BNC: Float[Tensor, "B N C"], noise_BKD: Float[Tensor, "B K D"]
     ) -> tuple[Float[Tensor, "B K D"], Float[Tensor, "B K N"]]:
         """Final slots, and the last iteration's softmax over slots before its renormalisation over inputs."""
+        return self.refine(inputs_BNC, self.mu + self.log_sigma.exp() * noise_BKD.float())
+
+    def refine(
+        self, inputs_BNC: Float[Tensor, "B N C"], initial_BKD: Float[Tensor, "B K D"]
+    ) -> tuple[Float[Tensor, "B K D"], Float[Tensor, "B K N"]]:
+        """The same from given initial slots."""
         with torch.autocast(inputs_BNC.device.type, enabled=False):
             normed_BNC = self.norm_inputs(inputs_BNC.float())
             key_BND, value_BND = self.key(normed_BNC), self.value(normed_BNC)
-            slots_BKD = self.mu + self.log_sigma.exp() * noise_BKD.float()
+            slots_BKD = initial_BKD.float()
             attention_BKN = slots_BKD.new_zeros(0)
             for _ in range(self.iterations):
                 slots_BKD, attention_BKN = self._iterate(slots_BKD, key_BND, value_BND)

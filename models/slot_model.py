@@ -1,14 +1,15 @@
 """Owns what every slot model is to the training loop: inputs and noise in, `SlotOutput` out, no randomness inside.
 
-Legend: B images, C channels, H x W pixels or patches, N tokens, K slots, D slot size, Z noise values per slot.
+Legend: B images, C channels, H x W pixels or patches, N tokens, K slots, D slot size, Z noise values per slot,
+L text tokens, T text features.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
@@ -29,6 +30,17 @@ class SlotOutput(NamedTuple):
     """The gate's probability of keeping each slot, before its noise."""
 
 
+class ConditionedInputs(NamedTuple):
+    """Inputs of a model that is told about its image in words. (A tuple, so that DDP and loaders see into it.)"""
+
+    tokens_BNC: Float[Tensor, "B N C"]
+    """Vision tokens."""
+    text: Float[Tensor, "B ... T"] | None = None
+    """A sentence's feature [B,T], or its tokens' features [B,L,T], as the model declares; None for a model without text."""
+    padding_BL: Bool[Tensor, "B L"] | None = None
+    """With tokens' features: true where there is no token of the sentence."""
+
+
 class SlotModel(nn.Module, ABC):
     """Base of the models: all noise comes in as an argument, drawn by the loop from counter-based keys."""
 
@@ -39,5 +51,8 @@ class SlotModel(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, inputs: Float[Tensor, "B ..."], noise_BKZ: Float[Tensor, "B K Z"]) -> SlotOutput:
-        """`inputs`: images [B,3,H,W] in [0, 1], or tokens [B,N,C]; `noise_BKZ` standard normal with `noise_shape`."""
+    def forward(self, inputs: Any, noise_BKZ: Float[Tensor, "B K Z"]) -> SlotOutput:
+        """`inputs` are of the model's own kind: images [B,3,H,W] in [0, 1], tokens [B,N,C], or `ConditionedInputs`.
+
+        `noise_BKZ` is standard normal with `noise_shape`.
+        """
