@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from jobs.spec import AnyJob, CocoSpec, EmbedSpec, EvaluateSpec, MultiDSpritesSpec, PrepareSpec, TrainSpec
-from models.spec import BackboneSpec, CocoAdaptiveDecoder, DinosaurSpec, SlotAutoencoderSpec
+from models.spec import BackboneSpec, CocoAdaptiveDecoder, DinosaurSpec, LanguageSlotsSpec, SlotAutoencoderSpec
 
 NEEDS: dict[str, frozenset[str]] = {
     "count": frozenset(),
@@ -60,6 +60,8 @@ def _patch_problems(backbone: BackboneSpec, data: CocoSpec) -> list[str]:
 
 
 def _data_problems(spec: TrainSpec, prepared: PrepareSpec) -> list[str]:
+    if isinstance(spec.model, LanguageSlotsSpec):
+        return [f"model.kind language_slots needs frames with sentences, and `{prepared.data.kind}` has none"]
     problems: list[str] = []
     data = prepared.data
     if isinstance(data, MultiDSpritesSpec):
