@@ -20,11 +20,12 @@ from jobs import panels, plots
 from jobs.attempt import Finished, Refused, Run, Superseded
 from jobs.contract import write_atomically
 from jobs.distributed import configure_precision
-from jobs.inputs import images_of, open_samples, open_store
+from jobs.inputs import images_of, needed_run, open_samples, open_store
 from jobs.protocols import label_set
 from jobs.randomness import derived_seed
 from jobs.scoring import Scored, mean_scores, score_images
-from jobs.spec import EvaluateSpec, FrozenRun, TrainSpec
+from jobs.spec import EvaluateSpec, TrainSpec
+from jobs.state import WEIGHTS
 from jobs.watchdog import Watchdog
 from models.build import build_model
 from models.slot_model import SlotModel
@@ -86,13 +87,11 @@ class Progress:
 
 def load_trained(run: Run, device: torch.device) -> tuple[SlotModel, TrainSpec]:
     """The model of the needed training run, with its weights."""
-    needed = run.run_dir.needed(run.frozen.needs["train"])
-    spec = FrozenRun.model_validate_json(needed.spec.read_text(encoding="utf-8")).config
-    if not isinstance(spec, TrainSpec):
-        raise Refused(f"run {needed.id} is of kind {spec.kind!r}, not a training run")
+    needed, spec = needed_run(run, "train")
+    assert isinstance(spec, TrainSpec)
     generator = torch.Generator().manual_seed(derived_seed(spec.seed, "weights") % 2**63)
     model = build_model(spec.model, generator=generator)
-    model.load_state_dict(torch.load(needed.output / "model.pt", map_location="cpu", weights_only=True))
+    model.load_state_dict(torch.load(needed.output / WEIGHTS, map_location="cpu", weights_only=True))
     return model.to(device).eval(), spec
 
 

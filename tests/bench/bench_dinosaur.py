@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -27,31 +26,11 @@ from torch import Tensor, nn
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "models")]
 
 from plain_dinosaur import twins  # noqa: E402  # found through the path above
+from steps import Step, training_step  # noqa: E402
 
 from models.spec import DinosaurSpec, PatchMlpDecoder  # noqa: E402
 
-Step = Callable[[], Tensor]
 PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-def training_step(model: nn.Module, tokens: Tensor, noise: Tensor, *, low_precision: bool) -> Step:
-    device = tokens.device.type
-    scope: Callable[[], AbstractContextManager[None]] = (
-        (lambda: torch.autocast(device, dtype=torch.bfloat16)) if low_precision else nullcontext
-    )
-
-    def step() -> Tensor:
-        for parameter in model.parameters():
-            parameter.grad = None
-        with scope():
-            output = model(tokens, noise)
-            loss = (output[0].float() - tokens).square().mean()
-        loss.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return output[0].detach().float()
-
-    return step
 
 
 def measure(steps: dict[str, Step], repeats: int, clock: Callable[[], float]) -> dict[str, float]:
@@ -126,7 +105,7 @@ def main() -> None:
         noise = torch.randn(options.batch, slots, spec.slot_size, generator=generator).to(options.device)
         ours, plain = twins(spec)
         models = {"plain": plain.to(options.device), "ours": ours.to(options.device)}
-        steps = {name: training_step(model, tokens, noise, low_precision=options.bf16) for name, model in models.items()}
+        steps = {name: training_step(model, tokens, tokens, noise, low_precision=options.bf16) for name, model in models.items()}
         label = f"K={slots}"
         for name, step in steps.items():
             report[f"{label}/{name}_peak_mib"] = peak_mib(step, options.device)

@@ -15,8 +15,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -25,32 +23,12 @@ from torch import Tensor, nn
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "models")]
 
 from plain_language import twins  # noqa: E402  # found through the path above
+from steps import Step, training_step  # noqa: E402
 
 from models.slot_model import ConditionedInputs  # noqa: E402
 from models.spec import ImageDecoderSpec, LanguageSlotsSpec  # noqa: E402
 
-Step = Callable[[], Tensor]
 RECOMPUTED = (0, 1, 2)
-
-
-def training_step(model: nn.Module, inputs: ConditionedInputs, target: Tensor, noise: Tensor, *, low_precision: bool) -> Step:
-    device = target.device.type
-    scope: Callable[[], AbstractContextManager[None]] = (
-        (lambda: torch.autocast(device, dtype=torch.bfloat16)) if low_precision else nullcontext
-    )
-
-    def step() -> Tensor:
-        for parameter in model.parameters():
-            parameter.grad = None
-        with scope():
-            output = model(inputs, noise)
-            loss = (output[0].float() - target).square().mean()
-        loss.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return output[0].detach().float()
-
-    return step
 
 
 def with_recomputed(model: nn.Module, step: Step, count: int) -> Step:

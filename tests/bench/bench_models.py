@@ -14,40 +14,16 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "models")]
 
 from plain import PlainAutoencoder, twins  # noqa: E402  # found through the path above
+from steps import Step, training_step  # noqa: E402
 
 from models.spec import SlotAutoencoderSpec  # noqa: E402
-
-Step = Callable[[], Tensor]
-
-
-def training_step(model: nn.Module, images: Tensor, noise: Tensor, *, low_precision: bool) -> Step:
-    device = images.device.type
-    scope: Callable[[], AbstractContextManager[None]] = (
-        (lambda: torch.autocast(device, dtype=torch.bfloat16)) if low_precision else nullcontext
-    )
-
-    def step() -> Tensor:
-        for parameter in model.parameters():
-            parameter.grad = None
-        with scope():
-            output = model(images, noise)
-            loss = (output[0].float() - images).square().mean()
-        loss.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return output[0].detach().float()
-
-    return step
 
 
 def measure(steps: dict[str, Step], repeats: int) -> dict[str, float]:
@@ -88,9 +64,9 @@ def main() -> None:
     report: dict[str, float] = {"batch": options.batch, "threads": options.threads}
     for label, low in (("fp32", False), ("bf16", True)):
         steps = {
-            "plain": training_step(plain, images, noise, low_precision=low),
-            "plain_nhwc": training_step(nhwc, last, noise, low_precision=low),
-            "ours": training_step(ours, images, noise, low_precision=low),
+            "plain": training_step(plain, images, images, noise, low_precision=low),
+            "plain_nhwc": training_step(nhwc, last, last, noise, low_precision=low),
+            "ours": training_step(ours, images, images, noise, low_precision=low),
         }
         report[f"{label}/max_difference"] = float((steps["ours"]() - steps["plain"]()).abs().max())
         medians = measure(steps, options.repeats)
