@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -169,19 +170,23 @@ class SlurmCommand:
 
     def facts(self, user: str) -> ClusterFacts:
         """Three scontrol calls, which must answer, and two sacctmgr calls and a sacct, which need not."""
-        config = parse_config(self._must("scontrol", "show", "config"))
-        partitions = parse_partitions(self._must("scontrol", "show", "partition", "-o"))
-        nodes = parse_nodes(self._must("scontrol", "show", "node", "-o"))
-        qos = parse_qos(self._may("sacctmgr", "-n", "-P", "show", "qos", f"format={','.join(QOS_FIELDS)}"))
-        limits = self._may("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=MaxSubmitJobs")
-        history = self.history(["1"], time.time() - 60)
+        sacctmgr = ("sacctmgr", "-n", "-P", "show")
+        with ThreadPoolExecutor(max_workers=6) as side_by_side:  # each is a process that mostly waits
+            ask = side_by_side.submit
+            config = ask(self._must, "scontrol", "show", "config")
+            partition = ask(self._must, "scontrol", "show", "partition", "-o")
+            node = ask(self._must, "scontrol", "show", "node", "-o")
+            level = ask(self._may, *sacctmgr, "qos", f"format={','.join(QOS_FIELDS)}")
+            limits = ask(self._may, *sacctmgr, "assoc", f"user={user}", "format=MaxSubmitJobs")
+            history = ask(self.history, ["1"], time.time() - 60)
+        partitions, nodes, qos = parse_partitions(partition.result()), parse_nodes(node.result()), parse_qos(level.result())
         return ClusterFacts(
-            config=config,
+            config=parse_config(config.result()),
             partitions=partitions.rows,
             nodes=nodes.rows,
             qos=qos.rows,
-            max_submit_jobs=parse_max_submit(limits),
-            accounting=isinstance(history, History),
+            max_submit_jobs=parse_max_submit(limits.result()),
+            accounting=isinstance(history.result(), History),
             problems=(*partitions.problems, *nodes.problems, *qos.problems),
         )
 

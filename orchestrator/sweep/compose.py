@@ -54,6 +54,7 @@ class Composer:
         self._wholes: dict[tuple[str, tuple[str, ...]], dict[str, Any] | tuple[Problem, ...]] = {}
         self._refusals: dict[tuple[str, tuple[str, ...], str], Problem | None] = {}
         self._heads: dict[str, frozenset[str]] = {}
+        self._defaults: dict[str, DictConfig] = {}
         self._reach: dict[tuple[str, str], bool] = {}
         self.hydra_calls = 0
         """Compositions that went through Hydra."""
@@ -129,6 +130,12 @@ class Composer:
         with initialize_config_dir(version_base="1.3", config_dir=str(self._dir)):
             return hydra_compose(job, list(overrides), return_hydra_config=with_hydra)
 
+    def _with_hydra(self, job: str) -> DictConfig:
+        """The job's defaults and what Hydra knows of them, the launcher's included; composed once."""
+        if job not in self._defaults:
+            self._defaults[job] = self._hydra(job, ["hydra/launcher=slurm"], with_hydra=True)
+        return self._defaults[job]
+
     def _resolved(self, job: str, overrides: Sequence[str]) -> Base:
         config = self._hydra(job, overrides)
         plain = is_plain(OmegaConf.to_container(config, resolve=False))
@@ -178,7 +185,7 @@ class Composer:
     def _heads_of(self, job: str) -> frozenset[str]:
         heads = self._heads.get(job)
         if heads is None:
-            config = self._hydra(job, (), with_hydra=True)
+            config = self._with_hydra(job)
             choices = [str(group).split("/")[0] for group in config.hydra.runtime.choices]
             keys = {str(key) for key in config} - {"hydra", "kind"}
             heads = self._heads[job] = frozenset(keys | ({*choices} - {"hydra"}))
@@ -259,11 +266,9 @@ class Composer:
 
     # -- resources ------------------------------------------------------------------------------------------------
 
-    def launcher(self, name: str = "slurm") -> dict[str, Any]:
+    def launcher(self, job: str) -> dict[str, Any]:
         """The defaults of `resources:`: the launcher config without what `orch` decides itself."""
-        job = self.jobs[0]
-        config = self._hydra(job, [f"hydra/launcher={name}"], with_hydra=True)
-        found = OmegaConf.to_container(config.hydra.launcher, resolve=False)
+        found = OmegaConf.to_container(self._with_hydra(job).hydra.launcher, resolve=False)
         assert isinstance(found, dict)
         return {str(key): value for key, value in found.items() if key not in RESERVED}
 

@@ -164,8 +164,8 @@ class _Planning:
             if problem is not None:
                 self._bad.add(text)
                 self.problems.append(placed(problem, locate(self.sweep, text)))
-        launcher = self.composer.launcher()
-        self._resources = {step: merged(launcher, self.sweep.resources.get(step, {})) for step in self.sweep.pipeline}
+        for name, step in self.sweep.pipeline.items():
+            self._resources[name] = merged(self.composer.launcher(step.job), self.sweep.resources.get(name, {}))
 
     def cell(self, cell: Cell) -> PlannedCell:
         """Resolve one cell; its problems are recorded."""

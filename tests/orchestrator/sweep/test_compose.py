@@ -291,7 +291,7 @@ def test_that_adaslot_has_the_papers_sparsity_unless_told_otherwise(composer: Co
 
 
 def test_that_the_launcher_file_speaks_the_vocabulary_of_resources(composer: Composer) -> None:
-    launcher = composer.launcher()
+    launcher = composer.launcher("count")
     assert launcher["setup"] == ["export SLURM_KILL_BAD_EXIT=1"]
     assert launcher["additional_parameters"] == {"requeue": True}
     assert not launcher.keys() & {"_target_", "submitit_folder", "name"}
