@@ -40,7 +40,7 @@ from jobs.spec import FrozenRun
 
 log = logging.getLogger("jobs")
 
-SINGLE_PROCESS = frozenset({"count", "prepare", "evaluate"})
+SINGLE_PROCESS = frozenset({"count", "prepare"})
 """Kinds that rank 0 does alone; further ranks end at once."""
 
 

@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator  # type: ignore[import-untyped]  # ships no type information
 
-from jobs.attempt import Run
+from jobs.attempt import Left, Run
+from jobs.eviction import Verdict
+
+T = TypeVar("T")
 
 AGREE_EVERY_S = 1.0
 
@@ -114,6 +117,14 @@ class Group:
         """Rank 0's number, on every rank."""
         return int(self.tell(str(number)))
 
+    def collect(self, mine: T) -> list[T]:
+        """What every rank holds, in rank order, on rank 0; nothing on the others. For words and scores, on the host."""
+        if self.world_size == 1:
+            return [mine]
+        everyone: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(mine, everyone, dst=0, group=self.side)
+        return everyone or []
+
     def copy_from_main(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrite tensors with rank 0's (after a restore)."""
         if self.world_size > 1:
@@ -124,6 +135,15 @@ class Group:
         """Leave the process group."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def leave_together(run: Run, group: Group, step: int) -> None:
+    """All ranks, after the checkpoint of a raised flag: raise Left, or return when it was only a warning."""
+    word = run.settle() if run.is_main else None
+    verdict = group.tell(word.value if word else "")
+    if verdict != Verdict.GO_ON.value:
+        raise Left(step, Verdict(verdict) if verdict else None)
+    run.flag.lower()
 
 
 def join(run: Run, *, precision: Literal["fp32", "tf32", "bf16"], timeout_s: float) -> Group:

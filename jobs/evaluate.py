@@ -1,7 +1,7 @@
 """Score one training run on held-out images, over several named noise seeds. A run of its own, preemptible per piece.
 
-A piece is one noise seed on at most PIECE_IMAGES images. One process does it all: pieces are index ranges, so no image can
-count twice.
+A piece is one noise seed on at most PIECE_IMAGES images, an index range. Ranks share each piece by whole batches, in order, and
+rank 0 puts their scores one behind the other: no image counts twice, and every batch is what one process would have made of it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs import panels, plots
+from jobs import panels, plots, ranks
 from jobs.attempt import Finished, Refused, Run, Superseded
 from jobs.contract import write_atomically
-from jobs.distributed import configure_precision
+from jobs.data.sampler import share
+from jobs.distributed import Group, join, leave_together
 from jobs.inputs import images_of, needed_run, open_samples, open_store
-from jobs.protocols import label_set
+from jobs.protocols import LabelSet, label_set
 from jobs.randomness import derived_seed
+from jobs.samples import Samples
 from jobs.scoring import Scored, mean_scores, score_images
 from jobs.spec import EvaluateSpec, TrainSpec
 from jobs.state import WEIGHTS
@@ -106,64 +108,144 @@ def summarise(per_seed: dict[str, dict[str, float]]) -> dict[str, float]:
     return values
 
 
+def share_of_piece(first: int, count: int, *, batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """(first, count) of the images of a piece that a rank scores: whole batches of it, contiguous in rank order."""
+    batches = share(math.ceil(count / batch_size), rank, world_size)
+    begin, end = batches.start * batch_size, min(batches.stop * batch_size, count)
+    return first + begin, max(0, end - begin)
+
+
+def joined(parts: list[Scored], *, keep: int) -> Scored:
+    """What ranks found, in rank order, as one."""
+    parts = [part for part in parts if part.per_image]
+    per_image = {name: np.concatenate([part.per_image[name] for part in parts]) for name in parts[0].per_image}
+    objects_N = np.concatenate([part.objects_N for part in parts])
+    return Scored(per_image=per_image, objects_N=objects_N, kept=[look for part in parts for look in part.kept][:keep])
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """One rank's share of one attempt."""
+
+    run: Run
+    spec: EvaluateSpec
+    group: Group
+    watchdog: Watchdog
+    model: SlotModel = field(init=False)
+    trained: TrainSpec = field(init=False)
+    samples: Samples = field(init=False)
+    labels: LabelSet = field(init=False)
+    pictures_NHWC: np.ndarray = field(init=False)
+    progress: Progress = field(default_factory=Progress)
+    """Rank 0's; what the others hold of it is nothing."""
+
+    def __post_init__(self) -> None:
+        self.model, self.trained = load_trained(self.run, self.group.device)
+        store = open_store(self.run)
+        self.labels = label_set(store, self.spec.protocol)
+        self.samples = open_samples(self.run, self.trained, store, "test", self.group.device)
+        self.pictures_NHWC = images_of(store, "test")
+        if not self.images:
+            masks = len(self.labels.instances_NHW)
+            raise Refused(f"protocol {self.spec.protocol} scores none of the {masks} test images")
+
+    @property
+    def images(self) -> int:
+        """How many images the protocol scores."""
+        return len(self.labels.scored())
+
+    def pieces(self) -> list[tuple[int, int]]:
+        """(noise seed, first image) of each piece, in order."""
+        return [(seed, start) for seed in self.spec.noise_seeds for start in range(0, self.images, PIECE_IMAGES)]
+
+    def restore(self) -> int:
+        """Pieces that are done already, on every rank."""
+        done = 0
+        if self.run.is_main and (restored := self.run.restore_point()) is not None:
+            self.progress, done = Progress.load(restored.path), restored.step
+        return self.group.tell_number(done)
+
+    def steps(self, done: int) -> None:
+        """Score the pieces from number `done` on, each with a checkpoint; leave in between when told to."""
+        pieces = self.pieces()
+        for position in range(done, len(pieces)):
+            self.watchdog.beat()
+            stop, _ = self.group.agree(position, stop=bool(self.run.flag), save=False)
+            if stop:
+                leave_together(self.run, self.group, position)
+            noise_seed, start = pieces[position]
+            scored = self._score(noise_seed, start, keep=self.spec.panel_images if position == 0 else 0)
+            if scored is None:
+                continue
+            self.progress.add(scored, first_seed=noise_seed == pieces[0][0])
+            if position + 1 == len(pieces) or pieces[position + 1][0] != noise_seed:
+                self.progress.finish(noise_seed)
+            panels.save_panel(scored.kept, self.run.run_dir.artifacts / "masks.png")
+            self.run.checkpoint(position + 1, self.progress.save)
+
+    def _score(self, noise_seed: int, start: int, *, keep: int) -> Scored | None:
+        """The scores of a piece on rank 0; None on the others, which have sent it theirs."""
+        gated = isinstance(self.trained.model, DinosaurSpec) and self.trained.model.gate is not None
+        batch_size = self.spec.batch_size
+        first, count = share_of_piece(
+            start,
+            min(PIECE_IMAGES, self.images - start),
+            batch_size=batch_size,
+            rank=self.group.rank,
+            world_size=self.group.world_size,
+        )
+        mine = score_images(
+            self.model,
+            self.samples,
+            self.labels,
+            noise_seed=noise_seed,
+            batch_size=batch_size,
+            device=self.group.device,
+            first=first,
+            count=count,
+            gate_noise=not gated or self.spec.gate == "noisy",
+            pictures_NHWC=self.pictures_NHWC,
+            keep=keep,
+        )
+        parts = self.group.collect(mine)
+        return joined(parts, keep=keep) if parts else None
+
+    def finish(self) -> Finished:
+        """The means, written down (rank 0)."""
+        assert self.run.journal is not None
+        progress, pieces = self.progress, len(self.pieces())
+        plots.save_kept_slots(progress.kept, self.run.run_dir.artifacts)
+        counts = {"eval/images": float(self.images), "eval/images_without_objects": float(progress.without_objects)}
+        values = summarise(progress.per_seed) | counts
+        self.run.journal.metrics(pieces, values)
+        self.run.run_dir.output.mkdir(exist_ok=True)
+        result = self.run.run_dir.output / "scores.json"
+        if not self.run.owns():
+            raise Superseded
+        content = {
+            "per_noise_seed": progress.per_seed,
+            "values": values,
+            "protocol": self.spec.protocol,
+            "trained_steps": self.trained.steps,
+        }
+        write_atomically(result, json.dumps(content, indent=1) + "\n")
+        return Finished(step=pieces, values=values, files=(result,))
+
+
 def evaluate(run: Run) -> Finished:
     """Mean scores over images and noise seeds; output is `output/scores.json`, and pictures among the artifacts."""
     spec = run.frozen.config
     assert isinstance(spec, EvaluateSpec)
-    torch.set_num_threads(spec.runtime.threads)
-    configure_precision("fp32")  # whatever the run was trained in
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    restored = run.restore_point()
-    assert run.journal is not None
-    progress = Progress() if restored is None else Progress.load(restored.path)
-    done = 0 if restored is None else restored.step
-    model, trained = load_trained(run, device)
-    store = open_store(run)
-    labels = label_set(store, spec.protocol)
-    samples = open_samples(run, trained, store, "test", device)
-    pictures_NHWC = images_of(store, "test")
-    gated = isinstance(trained.model, DinosaurSpec) and trained.model.gate is not None
-    images = len(labels.scored())
-    if not images:
-        raise Refused(f"protocol {spec.protocol} scores none of the {len(labels.instances_NHW)} test images")
-    starts = range(0, images, PIECE_IMAGES)
-    pieces = [(seed, start) for seed in spec.noise_seeds for start in starts]
-
+    group = join(run, precision="fp32", timeout_s=spec.runtime.hang_timeout_s)  # whatever the run was trained in
+    if run.is_main:
+        ranks.withdraw(run.run_dir, run.ranks)  # everybody is here
     watchdog = Watchdog(timeout_s=spec.runtime.hang_timeout_s, on_hang=run.end_hung).start()
-    for position, (noise_seed, start) in enumerate(pieces):
-        watchdog.beat()
-        if run.flag:
-            run.leave(position)
-        if position < done:
-            continue
-        scored = score_images(
-            model,
-            samples,
-            labels,
-            noise_seed=noise_seed,
-            batch_size=spec.batch_size,
-            device=device,
-            first=start,
-            count=PIECE_IMAGES,
-            gate_noise=not gated or spec.gate == "noisy",
-            pictures_NHWC=pictures_NHWC,
-            keep=spec.panel_images if position == 0 else 0,
-        )
-        progress.add(scored, first_seed=position < len(starts))
-        if start == starts[-1]:
-            progress.finish(noise_seed)
-        panels.save_panel(scored.kept, run.run_dir.artifacts / "masks.png")
-        run.checkpoint(position + 1, progress.save)
-    watchdog.stop()
-
-    plots.save_kept_slots(progress.kept, run.run_dir.artifacts)
-    counts = {"eval/images": float(images), "eval/images_without_objects": float(progress.without_objects)}
-    values = summarise(progress.per_seed) | counts
-    run.journal.metrics(len(pieces), values)
-    run.run_dir.output.mkdir(exist_ok=True)
-    result = run.run_dir.output / "scores.json"
-    if not run.owns():
-        raise Superseded
-    content = {"per_noise_seed": progress.per_seed, "values": values, "protocol": spec.protocol, "trained_steps": trained.steps}
-    write_atomically(result, json.dumps(content, indent=1) + "\n")
-    return Finished(step=len(pieces), values=values, files=(result,))
+    try:
+        evaluation = Evaluation(run=run, spec=spec, group=group, watchdog=watchdog)
+        evaluation.steps(evaluation.restore())
+        found = evaluation.finish() if run.is_main else Finished(step=0)
+        group.tell("done")  # nobody leaves while another rank still needs it
+        group.close()
+    finally:
+        watchdog.stop()
+    return found

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 import torch
 
 from jobs import environment, panels, scoring
-from jobs.attempt import Left, Run
+from jobs.attempt import Run
 from jobs.batches import Batch, StepDataset, step_batches
 from jobs.checkpoint import Checkpoint
 from jobs.data.sampler import StepSampler
-from jobs.distributed import Group
-from jobs.eviction import Verdict
+from jobs.distributed import Group, leave_together
 from jobs.gradients import step_gradients
 from jobs.inputs import Store, images_of, needed_run, open_samples
 from jobs.optimizer import learning_rate
@@ -175,11 +174,7 @@ class Training:
         if save or stop or step - self._saved_step >= runtime.checkpoint_every_steps:
             self.save()
         if stop:
-            word = self.run.settle() if self.run.is_main else None
-            verdict = self.group.tell(word.value if word else "")
-            if verdict != Verdict.GO_ON.value:
-                raise Left(step, Verdict(verdict) if verdict else None)
-            self.run.flag.lower()
+            leave_together(self.run, self.group, step)
 
     def save(self) -> None:
         """One checkpoint of the current step, written by rank 0, unless it exists.

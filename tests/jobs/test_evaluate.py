@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from running import attempt, outcome_of, said, train_config, train_run
 
 from jobs import evaluate as job
-from jobs.contract import ExitCode, RunDir, Status
+from jobs.contract import Cause, ExitCode, RunDir, Status
 from jobs.data.store import ImageStore
 from jobs.evaluate import summarise
 from jobs.forks import make_run
@@ -89,6 +90,59 @@ def test_that_an_interrupted_evaluation_scores_the_same(trained: Path, tmp_path:
     assert outcome_of(struck).step == 2
     assert attempt(struck) == [0]
     assert scores(plain) == scores(struck)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_that_ranks_find_what_one_process_finds_and_count_no_image_twice(trained: Path, tmp_path: Path, world_size: int) -> None:
+    for name in ("alone", "together"):
+        (tmp_path / name).mkdir()
+    # two pieces per noise seed, of two batches and one: with three ranks some have nothing to do
+    alone, together = (
+        evaluation(trained, tmp_path / name, noise_seeds=[0, 1], batch_size=2, panel_images=4) for name in ("alone", "together")
+    )
+
+    def small() -> None:
+        job.PIECE_IMAGES = 4
+
+    assert attempt(alone, hook=small) == [0], said(alone)
+    assert attempt(together, world_size=world_size, hook=small) == [0] * world_size, said(together)
+    assert scores(together) == scores(alone)
+    assert (together.artifacts / "masks.png").read_bytes() == (alone.artifacts / "masks.png").read_bytes()
+
+
+def test_that_ranks_leave_together_between_pieces_and_go_on(trained: Path, tmp_path: Path) -> None:
+    for name in ("plain", "struck"):
+        (tmp_path / name).mkdir()
+    plain, struck = (evaluation(trained, tmp_path / name, batch_size=2) for name in ("plain", "struck"))
+
+    def hook() -> None:
+        score = job.score_images
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            found = score(*arguments, **named)
+            if (named["noise_seed"], named["first"]) == (1, 0):  # rank 0 alone is told
+                os.kill(os.getpid(), signal.SIGTERM)
+                while not _pending_seen():
+                    pass
+            return found
+
+        job.score_images = watched
+
+    assert attempt(plain) == [0]
+    assert attempt(struck, world_size=2, hook=hook) == [ExitCode.STOPPED, 0], said(struck)
+    assert outcome_of(struck).step == 2
+    assert attempt(struck, world_size=2) == [0, 0], said(struck)
+    assert scores(plain) == scores(struck)
+
+
+def test_that_an_evaluation_that_hangs_ends_with_the_reason(trained: Path, tmp_path: Path) -> None:
+    run_dir = evaluation(trained, tmp_path, runtime={"hang_timeout_s": 1.0})
+
+    def hook() -> None:
+        job.score_images = lambda *arguments, **named: time.sleep(60)
+
+    assert attempt(run_dir, hook=hook) == [ExitCode.FAILED]
+    assert outcome_of(run_dir).cause is Cause.HANG
 
 
 def test_that_an_evaluation_struck_within_a_noise_seed_scores_the_same(trained: Path, tmp_path: Path) -> None:
