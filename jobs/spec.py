@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from models.spec import (
+    AnyBackbone,
     BackboneSpec,
     CosineObjective,
     CovarianceObjective,
@@ -182,7 +183,7 @@ class ClipsSpec(Spec):
         return self
 
 
-DataSpec = Annotated[MultiDSpritesSpec | CocoSpec, Field(discriminator="kind")]
+DataSpec = Annotated[MultiDSpritesSpec | CocoSpec | ToyClevrSpec | ClipsSpec, Field(discriminator="kind")]
 
 
 class AdamSpec(Spec):
@@ -253,7 +254,11 @@ class EmbedSpec(Spec):
     """Tokens of a frozen backbone for every image of a `prepare` run, once for all training runs."""
 
     kind: Literal["embed"] = "embed"
-    backbone: BackboneSpec = BackboneSpec()
+    backbone: AnyBackbone = BackboneSpec()
+    images: Literal["all", "none"] = added("all")
+    """`none`: of CLIP towers, the sentences' features alone; vision tokens are then computed in the loop (features=online)."""
+    text: Literal["sentence", "tokens"] = added("sentence")
+    """With CLIP towers: one feature per sentence, or also those of its tokens (for text2slot=transformer)."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """What is stored; the backbone computes in fp32."""
     flips: bool = True
@@ -287,8 +292,10 @@ class TrainSpec(Spec):
     compile: bool = False
     flip: bool = added(False)
     """Mirror each training image with probability one half."""
-    online: BackboneSpec | None = added(None)
+    online: AnyBackbone | None = added(None)
     """Compute tokens in the training loop, as the originals do, instead of reading those of an `embed` run."""
+    told: Literal["own", "shuffled"] = added("own")
+    """Which sentence a sample of a language model is told: its own, or another sample's of the batch (a control)."""
     warm_start: WarmStartSpec | None = added(None)
     validation: ValidationSpec = ValidationSpec()
     runtime: RuntimeSpec = location(RuntimeSpec())
@@ -320,6 +327,8 @@ class EvaluateSpec(Spec):
     """`own`: the data's first mask set, images without objects skipped and counted; else the original's masks and rules."""
     gate: Literal["noisy", "deterministic"] = added("noisy")
     """AdaSlot's gate with its Gumbel noise, as the original evaluates, or its most probable choice."""
+    every: int = added(1, ge=1)
+    """Score every n-th image: the frames of a clip resemble each other."""
     batch_size: int = location(64, ge=1)
     panel_images: int = Field(default=8, ge=0)
     runtime: RuntimeSpec = location(RuntimeSpec())

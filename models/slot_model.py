@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -39,6 +39,16 @@ class ConditionedInputs(NamedTuple):
     """A sentence's feature [B,T], or its tokens' features [B,L,T], as the model declares; None for a model without text."""
     padding_BL: Bool[Tensor, "B L"] | None = None
     """With tokens' features: true where there is no token of the sentence."""
+    names_B22: Int[Tensor, "B 2 2"] | None = None
+    """Colour and shape numbers of the two objects that the sentence names, -1 for one that is not named; for objectives only."""
+
+    def rows(self, rows: slice) -> ConditionedInputs:
+        """Those of some images."""
+        return ConditionedInputs(*(None if part is None else part[rows] for part in self))
+
+
+Inputs = Tensor | ConditionedInputs
+"""What a slot model sees: images [B,3,H,W] in [0, 1], tokens [B,N,C], or tokens and a sentence."""
 
 
 class SlotModel(nn.Module, ABC):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 class Spec(BaseModel):
@@ -166,6 +166,7 @@ class DinosaurSpec(Spec):
 class BackboneSpec(Spec):
     """A frozen timm ViT: tokens of one block, before the final norm, without prefix tokens (dinosaur.md 1)."""
 
+    kind: Literal["timm"] = added("timm")
     name: str = Field(default="vit_base_patch16_224.dino", min_length=1)
     """timm's name of the architecture and of its pretrained tag."""
     weights: Literal["pretrained", "file", "random"] = "pretrained"
@@ -299,6 +300,7 @@ class LanguageSlotsSpec(Spec):
 class ClipSpec(Spec):
     """Frozen CLIP towers of open_clip: tokens of the vision tower, sentence and token features of the text tower."""
 
+    kind: Literal["clip"] = "clip"
     name: str = Field(default="ViT-B-32-quickgelu", min_length=1)
     """open_clip's name of the architecture, or `tiny-vit` or `tiny-resnet`: small ones for rehearsals."""
     pretrained: str | None = "openai"
@@ -322,6 +324,15 @@ class ClipSpec(Spec):
         if self.weights == "pretrained" and self.pretrained is None:
             raise ValueError("weights=pretrained needs open_clip's tag in `pretrained`, which is null")
         return self
+
+
+def _backbone_kind(value: Any) -> str:
+    """A backbone from before there were CLIP towers does not say its kind."""
+    found = value.get("kind", "timm") if isinstance(value, dict) else getattr(value, "kind", "timm")
+    return str(found)
+
+
+AnyBackbone = Annotated[Annotated[BackboneSpec, Tag("timm")] | Annotated[ClipSpec, Tag("clip")], Discriminator(_backbone_kind)]
 
 
 class UntrainedScoreSpec(Spec):
@@ -374,4 +385,23 @@ class CosineObjective(Spec):
     projection: ProjectionSpec = ProjectionSpec(kind="identity", size=64)
 
 
-ObjectiveSpec = Annotated[ReconstructionObjective | CovarianceObjective | CosineObjective, Field(discriminator="kind")]
+class SemanticObjective(Spec):
+    """MSE + weighted terms that tie slots to the sentence: what could give them meaning (language_slots.md 4 and 8)."""
+
+    kind: Literal["semantic"] = "semantic"
+    contrastive: float = Field(default=0.0, ge=0)
+    """S01: weight of InfoNCE between a sentence and the best-fitting slot of each image of the batch; pools the batch."""
+    temperature: float = Field(default=0.07, gt=0)
+    text: float = Field(default=0.0, ge=0)
+    """S02: weight of the squared error of the sentence's feature, predicted from the slots."""
+    names: float = Field(default=0.0, ge=0)
+    """S03: weight of the cross-entropy of the named objects' colours and shapes, predicted from the slots."""
+    entropy: float = Field(default=0.0, ge=0)
+    """Weight of the masks' entropy, mean over pixels: the upstream option `use_entropy_loss`."""
+    hidden: int = Field(default=128, ge=1)
+    """Width of the heads, used in training only."""
+
+
+ObjectiveSpec = Annotated[
+    ReconstructionObjective | CovarianceObjective | CosineObjective | SemanticObjective, Field(discriminator="kind")
+]

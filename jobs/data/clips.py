@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from jobs.data.clips_actions import FRAMES, PHASE_OF_FRAME, clip_text, named_objects, phase_texts
+from jobs.data.clips_actions import FRAMES, PHASE_OF_FRAME, clip_text, name_numbers, named_objects, phase_texts
 from jobs.data.clips_files import IMAGES, MASKS, SCENES, SPLIT_LISTS, media_names, missing_media, scene_names
 from jobs.data.clips_frames import ClipData, FrameBatch, Int64, UInt8, clip_and_frame
 from jobs.data.clips_media import read_frames, read_masks
@@ -59,7 +59,7 @@ class ClipFrames:
         side = self.resolution
         images_BSS3 = np.empty((len(clip_B), side, side, 3), np.uint8)
         labels_BSS = None if self.masks is None else np.empty((len(clip_B), side, side), np.uint8)
-        sentences_B, named_B2 = np.empty(len(clip_B), np.int64), np.empty((len(clip_B), 2), np.int64)
+        named_B2, names_B22 = np.empty((len(clip_B), 2), np.int64), np.empty((len(clip_B), 2, 2), np.int64)
         for number in np.unique(clip_B).tolist():
             clip = self.clips[number]
             (rows,) = np.nonzero(clip_B == number)
@@ -73,8 +73,22 @@ class ClipFrames:
             named = named_objects(clip.scene.actions)
             for row in rows.tolist():
                 phase = PHASE_OF_FRAME[frame_B[row]]
-                sentences_B[row], named_B2[row] = clip.sentences[phase], named[phase]
-        return FrameBatch(images_BSS3=images_BSS3, labels_BSS=labels_BSS, sentences_B=sentences_B, named_B2=named_B2)
+                named_B2[row], names_B22[row] = named[phase], name_numbers(clip.scene.nouns, named[phase])
+        return FrameBatch(
+            images_BSS3=images_BSS3,
+            labels_BSS=labels_BSS,
+            sentences_B=self._sentences(clip_B, frame_B),
+            named_B2=named_B2,
+            names_B22=names_B22,
+        )
+
+    def sentences(self, indices_B: Int64) -> Int64:
+        """As the protocol says."""
+        return self._sentences(*clip_and_frame(indices_B, count=self.count, frames=FRAMES))
+
+    def _sentences(self, clip_B: Int64, frame_B: Int64) -> Int64:
+        pairs = zip(clip_B.tolist(), frame_B.tolist(), strict=True)
+        return np.array([self.clips[clip].sentences[PHASE_OF_FRAME[frame]] for clip, frame in pairs], np.int64)
 
 
 def square(pixels: UInt8, side: int, resampling: Literal[Image.Resampling.BICUBIC, Image.Resampling.NEAREST]) -> UInt8:

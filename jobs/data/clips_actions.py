@@ -81,6 +81,14 @@ class Actions:
     """Of object 2 to the `reference`."""
 
 
+def name_numbers(nouns: tuple[Noun, ...], named: tuple[int, int]) -> list[list[int]]:
+    """(colour, shape) of the two named objects, as places in COLORS and SHAPES; NOT_NAMED twice for one that is not named."""
+    return [
+        [NOT_NAMED, NOT_NAMED] if one == NOT_NAMED else [COLORS.index(nouns[one - 1].color), SHAPES.index(nouns[one - 1].shape)]
+        for one in named
+    ]
+
+
 def lift_text(noun: Noun) -> str:
     """Phase 0."""
     return f"lift up the {noun}"

@@ -30,6 +30,8 @@ class FrameBatch:
     named_B2: Int64
     """Mask numbers of source and destination in the frame's phase; NOT_NAMED (-1) where a phase names one object.
     They follow the phase also where the sentence is that of the whole clip."""
+    names_B22: Int64
+    """Colour and shape numbers (places in COLORS and SHAPES) of both; NOT_NAMED where a phase names one object."""
 
 
 class Frames(Protocol):
@@ -48,6 +50,10 @@ class Frames(Protocol):
     @property
     def has_labels(self) -> bool:
         """Whether `read` returns masks."""
+        ...
+
+    def sentences(self, indices_B: Int64) -> Int64:
+        """The numbers of the frames' sentences, without a look at pixels; raises IndexError."""
         ...
 
     def read(self, indices_B: Int64) -> FrameBatch:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.data.clips_actions import FRAMES, PHASE_OF_FRAME, clip_text, named_objects, phase_texts
+from jobs.data.clips_actions import FRAMES, PHASE_OF_FRAME, clip_text, name_numbers, named_objects, phase_texts
 from jobs.data.clips_frames import ClipData, FrameBatch, Int64, clip_and_frame
 from jobs.data.clips_texts import TextTable, phase_table
 from jobs.data.toy_clevr_draw import draw_frames
@@ -44,12 +44,26 @@ class ToyClevrFrames:
         clip_B, frame_B = clip_and_frame(indices_B, count=self.count, frames=FRAMES)
         scenes = draw_scenes(self.spec, clip_B + self.clips.first)
         images_BSS3, labels_BSS = draw_frames(scenes, frame_B, resolution=self.spec.resolution)
-        sentences_B = np.empty(len(clip_B), np.int64)
-        named_B2 = np.empty((len(clip_B), 2), np.int64)
-        for row, frame in enumerate(frame_B.tolist()):
-            sentences_B[row] = self.texts.number(frame_text(scenes, row, frame, fine_grained=self.spec.fine_grained))
-            named_B2[row] = named_objects(scenes.actions(row))[PHASE_OF_FRAME[frame]]
-        return FrameBatch(images_BSS3=images_BSS3, labels_BSS=labels_BSS, sentences_B=sentences_B, named_B2=named_B2)
+        phases = [PHASE_OF_FRAME[frame] for frame in frame_B.tolist()]
+        named = [named_objects(scenes.actions(row))[phase] for row, phase in enumerate(phases)]
+        names = [name_numbers(scenes.nouns(row), pair) for row, pair in enumerate(named)]
+        return FrameBatch(
+            images_BSS3=images_BSS3,
+            labels_BSS=labels_BSS,
+            sentences_B=self._sentences(scenes, frame_B),
+            named_B2=np.array(named, np.int64).reshape(-1, 2),
+            names_B22=np.array(names, np.int64).reshape(-1, 2, 2),
+        )
+
+    def sentences(self, indices_B: Int64) -> Int64:
+        """As the protocol says."""
+        clip_B, frame_B = clip_and_frame(indices_B, count=self.count, frames=FRAMES)
+        return self._sentences(draw_scenes(self.spec, clip_B + self.clips.first), frame_B)
+
+    def _sentences(self, scenes: Scenes, frame_B: Int64) -> Int64:
+        fine_grained = self.spec.fine_grained
+        texts = [frame_text(scenes, row, frame, fine_grained=fine_grained) for row, frame in enumerate(frame_B.tolist())]
+        return np.array([self.texts.number(text) for text in texts], np.int64)
 
 
 def frame_text(scenes: Scenes, clip: int, frame: int, *, fine_grained: bool) -> str:
