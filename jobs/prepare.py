@@ -7,7 +7,7 @@ comes last, then one rename: the output is whole or not there. What is on disk i
     after the manifest        the same
     after the rename          the output; the restart compares its manifest, removes the scratch directory, and is done
 
-Scratch files: `work/store`, which becomes the output, and `work/coco`, a generated COCO folder.
+Clips are not copied: their manifest is the whole store (jobs.data.clip_store). Scratch files: `work/store`, which becomes the output, and `work/coco`, a generated COCO folder.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from jobs.attempt import Finished, Run, Superseded
 from jobs.contract import fsync_directory
+from jobs.data.clip_store import ClipSource, prepare_clips
 from jobs.data.coco import CocoSource, coco_manifest, open_coco
 from jobs.data.coco_generator import write_miniature
 from jobs.data.coco_store import CocoManifest, CocoStore
@@ -33,8 +34,11 @@ from jobs.data.errors import DataError, Place
 from jobs.data.source import RecordSource, check_ranges, content_hash, open_source
 from jobs.data.store import MANIFEST, SPLITS, ImageStore, Manifest, SplitName, StoreManifest, write_manifest
 from jobs.data.writer import StoreWriter, sprite_rows
-from jobs.spec import CocoSpec, MultiDSpritesSpec, PrepareSpec, RecordRange
+from jobs.journal import JournalWriter
+from jobs.spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, PrepareSpec, RecordRange, ToyClevrSpec
 
+StoredSpec = MultiDSpritesSpec | CocoSpec
+"""Data that become arrays."""
 CHUNK_RECORDS = 500
 CHUNK_IMAGES = 100
 """Of COCO: one or two seconds of decoding on one core."""
@@ -83,6 +87,8 @@ def run_prepare(run: Run) -> Finished:
     restored = run.restore_point()
     journal = run.journal
     assert journal is not None
+    if isinstance(spec.data, ToyClevrSpec | ClipsSpec):
+        return _prepare_clips(run, journal, spec.data)
     done = saved = 0 if restored is None else restored.step
     saved_at = time.monotonic()
 
@@ -114,8 +120,20 @@ def run_prepare(run: Run) -> Finished:
         if done > saved:
             save(done)
         run.leave(done)
+    assert isinstance(spec.data, MultiDSpritesSpec | CocoSpec)
     files = (MANIFEST, *_store_manifest(spec.data, store).files)
     return Finished(step=done, values={"prepare/records": float(done)}, files=tuple(store / name for name in files))
+
+
+def _prepare_clips(run: Run, journal: JournalWriter, data: ClipSource) -> Finished:
+    """Write the manifest of clips; one step, of seconds."""
+    output = run.run_dir.output / STORE_NAME
+    manifest = prepare_clips(data, output, may_commit=run.owns)
+    if manifest is None:
+        raise Superseded
+    frames = sum(manifest.counts.values())
+    journal.metrics(frames, {"prepare/records": float(frames)})
+    return Finished(step=frames, values={"prepare/records": float(frames)}, files=(output / MANIFEST,))
 
 
 def prepare(
@@ -146,13 +164,14 @@ def prepare(
         OSError: the disk is full or went away.
     """
     data = spec.data
+    assert isinstance(data, MultiDSpritesSpec | CocoSpec), "clips have no arrays"
     if isinstance(data, MultiDSpritesSpec):
         check_ranges(data)
     done = start
     if (finished := _finished(data, output)) is None:
         _check_content(data)
         try:
-            with _open_input(spec, work, should_stop=should_stop) as source:
+            with _open_input(data, work, workers=spec.runtime.workers, should_stop=should_stop) as source:
                 if source is None:
                     return done
                 done = _fill(work / STORE_NAME, source, start=start, should_stop=should_stop, on_progress=on_progress)
@@ -194,9 +213,8 @@ def _fill(
 
 
 @contextmanager
-def _open_input(spec: PrepareSpec, work: Path, *, should_stop: Callable[[], bool]) -> Iterator[Input | None]:
+def _open_input(data: StoredSpec, work: Path, *, workers: int, should_stop: Callable[[], bool]) -> Iterator[Input | None]:
     """Open a data set; None when told to stop while generating its files."""
-    data = spec.data
     if isinstance(data, MultiDSpritesSpec):
         with open_source(data) as source:
             yield SpriteInput(manifest=expected_manifest(data), chunks=tuple(chunks(data)), source=source)
@@ -205,7 +223,7 @@ def _open_input(spec: PrepareSpec, work: Path, *, should_stop: Callable[[], bool
     if data.generator is not None and not write_miniature(data.generator, folder, should_stop=should_stop):
         yield None
         return
-    with open_coco(data, folder, workers=spec.runtime.workers) as coco:
+    with open_coco(data, folder, workers=workers) as coco:
         counts = {split: len(coco.images[split]) for split in SPLITS}
         yield CocoInput(manifest=coco_manifest(data, counts), chunks=tuple(coco_chunks(counts)), source=coco)
 
@@ -273,12 +291,12 @@ def _write_state(folder: Path, done: int) -> None:
     (folder / "state.json").write_text(json.dumps({"records": done}), encoding="utf-8")
 
 
-def _store_manifest(data: MultiDSpritesSpec | CocoSpec, path: Path) -> Manifest | CocoManifest:
+def _store_manifest(data: StoredSpec, path: Path) -> Manifest | CocoManifest:
     """The manifest of a store of the kind that `data` becomes; raises DataError when it is damaged or of another kind."""
     return CocoStore.open(path).manifest if isinstance(data, CocoSpec) else ImageStore.open(path).manifest
 
 
-def _finished(data: MultiDSpritesSpec | CocoSpec, output: Path) -> int | None:
+def _finished(data: StoredSpec, output: Path) -> int | None:
     """Records of the store that is there already, or None; raises DataError when something else is there."""
     if not output.is_dir() or not any(output.iterdir()):
         return None
@@ -294,7 +312,7 @@ def _finished(data: MultiDSpritesSpec | CocoSpec, output: Path) -> int | None:
     return sum(found.counts.values())
 
 
-def _check_content(data: MultiDSpritesSpec | CocoSpec) -> None:
+def _check_content(data: StoredSpec) -> None:
     """Refuse files that are not those that the run was planned with."""
     if data.path is None or data.content is None:
         return

@@ -12,7 +12,7 @@ from pathlib import Path
 import jobs
 from jobs.data.errors import DataError
 from jobs.environment import fingerprint
-from jobs.spec import CocoSpec, CountSpec, EmbedSpec, FrozenRun, MultiDSpritesSpec, PrepareSpec, TrainSpec
+from jobs.spec import ClipsSpec, CocoSpec, CountSpec, EmbedSpec, FrozenRun, MultiDSpritesSpec, PrepareSpec, TrainSpec
 from models.spec import BackboneSpec
 from orchestrator import workspace
 from orchestrator.errors import Problem, UserError
@@ -36,6 +36,10 @@ COCO_HINT = (
     "a folder with train2017/, val2017/ and annotations/instances_{train,val}2017.json (README, COCO); "
     "without it `data=coco_mini` makes a miniature"
 )
+CLIPS_HINT = (
+    "a folder with scenes/, images/, train_annos.json and val_annos.json (jobs/data/README.md, clips); "
+    "without it `data=toy_clevr` draws clips of its own"
+)
 WEIGHTS_HINT = "give the file that holds the backbone's parameters, or take weights=pretrained (timm's download) with path=null"
 
 
@@ -49,13 +53,15 @@ def content_of(kind: str, path: str) -> str:
     place = Path(path)
     if kind == "coco" and not place.is_dir():
         raise UserError(Problem(what="no such folder" if not place.exists() else "is not a folder", value=path, hint=COCO_HINT))
+    if kind == "clips" and not place.is_dir():
+        raise UserError(Problem(what="no such folder" if not place.exists() else "is not a folder", value=path, hint=CLIPS_HINT))
     if kind == WEIGHTS and not place.is_file():
         what = "no such file of weights" if not place.exists() else "is not a file of weights"
         raise UserError(Problem(what=what, value=path, hint=WEIGHTS_HINT))
     try:
         if kind == "mdsprites":
             check_source(MultiDSpritesSpec(path=path, generator=None))
-        return content_hash(place)
+        return content_hash(place, clips=kind == "clips")
     except DataError as error:
         raise UserError(Problem(what=str(error), value=path)) from error
 
@@ -71,14 +77,14 @@ def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
 
     problems: list[Problem] = []
     warnings: dict[str, None] = {}
-    looked_at: set[CocoSpec | BackboneSpec] = set()
+    looked_at: set[CocoSpec | ClipsSpec | BackboneSpec] = set()
     for run in made.runs.values():
         for key, spec in _inputs(run):
             if spec in looked_at or (run.known is not None and run.known.state is RunState.DONE):
                 continue
             looked_at.add(spec)
             try:
-                if isinstance(spec, CocoSpec):
+                if isinstance(spec, CocoSpec | ClipsSpec):
                     check_source(spec)
                     continue
                 found = check_weights(spec, environ)
@@ -93,10 +99,10 @@ def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
     return list(warnings)
 
 
-def _inputs(run: PlannedRun) -> Iterator[tuple[str, CocoSpec | BackboneSpec]]:
-    """The COCO folder or the backbone that a run reads, and the key of the configuration that names it."""
+def _inputs(run: PlannedRun) -> Iterator[tuple[str, CocoSpec | ClipsSpec | BackboneSpec]]:
+    """The folder of COCO or of clips, or the backbone that a run reads, and the key of the configuration that names it."""
     match run.spec:
-        case PrepareSpec(data=CocoSpec() as data):
+        case PrepareSpec(data=CocoSpec() | ClipsSpec() as data):
             yield "data.path", data
         case EmbedSpec(backbone=backbone):
             yield "backbone", backbone

@@ -1,6 +1,7 @@
 """Where sprite records come from: the original file or the generator, both through the same TFRecord bytes and reader.
 
-For COCO see jobs.data.coco; the two questions of the login node, `check_source` and `content_hash`, are answered here for both.
+For COCO see jobs.data.coco, for clips jobs.data.clips; the two questions of the login node, `check_source` and `content_hash`,
+are answered here for all.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from jobs.data.clips_files import clips_content_hash
 from jobs.data.coco_files import coco_content_hash
 from jobs.data.errors import DataError, Place
 from jobs.data.multi_dsprites import ORIGINAL_URL, Record, RecordShape, decode, encode
 from jobs.data.sprites import generate
 from jobs.data.store import file_sha256
 from jobs.data.tfrecord import RecordReader, too_few_records, write_records
-from jobs.spec import CocoSpec, MultiDSpritesSpec, SpriteGeneratorSpec
+from jobs.spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, SpriteGeneratorSpec
 
 GENERATE_AT_ONCE = 500
 """Records held in memory by the generator: 16 MB at 64 px."""
@@ -125,10 +127,10 @@ def open_source(spec: MultiDSpritesSpec) -> Iterator[RecordSource]:
         yield FileSource(stream, name=str(path), shape=shape)
 
 
-def check_source(spec: MultiDSpritesSpec | CocoSpec) -> list[str]:
+def check_source(spec: MultiDSpritesSpec | CocoSpec | ClipsSpec) -> list[str]:
     """Look, on the login node, whether `prepare` can work, reading one record; returns what was found, line by line.
 
-    COCO is looked at by `jobs.data.coco.check_coco`.
+    COCO is looked at by `jobs.data.coco.check_coco`, clips by `jobs.data.clips.check_clips`.
 
     Raises:
         DataError: ranges that overlap; a file that is missing, unreadable, not gzip, or whose first record is of
@@ -138,6 +140,10 @@ def check_source(spec: MultiDSpritesSpec | CocoSpec) -> list[str]:
         from jobs.data.coco import check_coco  # loads image and mask libraries
 
         return check_coco(spec)
+    if isinstance(spec, ClipsSpec):
+        from jobs.data.clips import check_clips  # loads image and video libraries
+
+        return check_clips(spec)
     check_ranges(spec)
     total = spec.train.count + spec.test.count
     with open_source(spec) as source:
@@ -161,12 +167,14 @@ def check_ranges(spec: MultiDSpritesSpec) -> None:
         )
 
 
-def content_hash(path: Path) -> str:
-    """Return the sha256 of a data file, or of COCO's annotation files where `path` is a folder, in hex.
+def content_hash(path: Path, *, clips: bool = False) -> str:
+    """Return the sha256 of a data file, or of COCO's annotation files (or of clips) where `path` is a folder, in hex.
 
     Raises:
-        DataError: the file is missing or cannot be read; the folder is not COCO's.
+        DataError: the file is missing or cannot be read; the folder is not COCO's, or not one of clips.
     """
+    if clips:
+        return clips_content_hash(path)
     if path.is_dir():
         return coco_content_hash(path)
     _open_file(path).close()
