@@ -16,9 +16,11 @@ from models.spec import (
     CosineObjective,
     CovarianceObjective,
     DinosaurSpec,
+    LanguageSlotsSpec,
     ModelSpec,
     ObjectiveSpec,
     ReconstructionObjective,
+    SemanticObjective,
     Spec,
     UntrainedScoreSpec,
     added,
@@ -307,6 +309,11 @@ class TrainSpec(Spec):
             raise ValueError("objective.sparsity needs a model with a gate (model.gate)")
         if gated and not isinstance(self.objective, ReconstructionObjective):
             raise ValueError(f"a model with a gate goes with objective.kind reconstruction, not {self.objective.kind}")
+        language = isinstance(self.model, LanguageSlotsSpec)
+        if isinstance(self.objective, SemanticObjective) and not language:
+            raise ValueError(f"objective.kind semantic is for model.kind language_slots, not {self.model.kind}")
+        if self.told == "shuffled" and not (language and isinstance(self.objective, ReconstructionObjective)):
+            raise ValueError("told=shuffled goes with model.kind language_slots and objective.kind reconstruction")
         if isinstance(self.objective, CovarianceObjective | CosineObjective) and not isinstance(self.model, UntrainedScoreSpec):
             head = self.objective.projection
             if head.kind == "identity" and head.size != self.model.slot_size:
@@ -372,3 +379,78 @@ _job_spec: TypeAdapter[AnyJob] = TypeAdapter(JobSpec)
 def parse_job_spec(config: dict[str, Any]) -> AnyJob:
     """Validate a resolved configuration; raises pydantic's ValidationError with every error and its path."""
     return _job_spec.validate_python(config)
+
+
+# Videos (video_slots.md 2 and 6). Not part of DataSpec yet.
+
+
+class ToyVideoSpec(Spec):
+    """Procedural videos of bouncing discs, squares and triangles with instance masks: no files needed."""
+
+    kind: Literal["toy_video"] = "toy_video"
+    seed: int = Field(default=0, ge=0)
+    resolution: int = Field(default=64, ge=32)
+    video_frames: int = Field(default=24, ge=1)
+    """Frames of a whole video."""
+    clip_frames: int = Field(default=6, ge=1)
+    """Frames of a training clip; its first frame is drawn anew in each epoch."""
+    frame_step: int = Field(default=1, ge=1)
+    """Only every n-th frame is looked at, in training clips and whole videos."""
+    min_objects: int = Field(default=3, ge=2)
+    max_objects: int = Field(default=5, ge=2, le=8)
+    """Objects of a video are uniform between both; has nothing to do with the model's number of slots."""
+    crossings: float = Field(default=0.0, ge=0, le=1)
+    """Share of videos in which two objects of the same colour, shape and size cross (the swap test)."""
+    occluders: float = Field(default=0.0, ge=0, le=1)
+    """Share of videos with an upright bar, behind which an object vanishes and comes out again."""
+    train: RecordRange = RecordRange(first=0, count=10_000)
+    """Videos of the endless series that the seed names."""
+    test: RecordRange = RecordRange(first=10_000, count=250)
+
+    @model_validator(mode="after")
+    def _ranges(self) -> ToyVideoSpec:
+        if self.min_objects > self.max_objects:
+            raise ValueError(f"min_objects {self.min_objects} is larger than max_objects {self.max_objects}")
+        if self.video_frames < 12 and (self.crossings or self.occluders):
+            raise ValueError(f"video_frames {self.video_frames} is too short for crossings and occluders; they need 12")
+        _check_clip(self.clip_frames, self.frame_step, self.video_frames)
+        earlier, later = sorted((self.train, self.test), key=lambda videos: videos.first)
+        if earlier.first + earlier.count > later.first:
+            raise ValueError(f"train and test share videos from {later.first} on")
+        return self
+
+
+class VideoFilesSpec(Spec):
+    """Videos on disk, with or without instance masks (layouts in jobs/data/README.md)."""
+
+    kind: Literal["video_files"] = "video_files"
+    path: str = location()
+    """The folder that holds `train` and `test`; with format `movi` the one that holds the shards."""
+    content: str | None = None
+    """sha256 of jobs.data.video_files.videos_content_hash, filled in on the login node: content is identity, its place is not."""
+    format: Literal["media", "movi"] = "media"
+    """`media`: video files or folders of frames; `movi`: the TFRecord shards of a MOVi data set."""
+    resolution: int = Field(default=64, ge=8)
+    """Frames are resized (bicubic, short side) and cropped in the centre."""
+    video_frames: int = Field(default=24, ge=1)
+    """Frames of a whole video: a longer one is cut off there, a shorter one is an error."""
+    clip_frames: int = Field(default=6, ge=1)
+    """Frames of a training clip; its first frame is drawn anew in each epoch."""
+    frame_step: int = Field(default=1, ge=1)
+    """Only every n-th frame is looked at, in training clips and whole videos."""
+    max_objects: int = Field(default=23, ge=1, le=254)
+    """Largest number that a mask may hold; the default is that of SAVi's MOVi settings."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> VideoFilesSpec:
+        if not self.path.strip():
+            raise ValueError("path is empty; give the folder that holds the videos, or use kind toy_video")
+        _check_clip(self.clip_frames, self.frame_step, self.video_frames)
+        return self
+
+
+def _check_clip(clip_frames: int, frame_step: int, video_frames: int) -> None:
+    """A clip must fit into its video."""
+    needed = (clip_frames - 1) * frame_step + 1
+    if needed > video_frames:
+        raise ValueError(f"{clip_frames} frames with frame_step {frame_step} span {needed}, video_frames is {video_frames}")
