@@ -47,6 +47,12 @@ class Weights:
         self._fill(layer.weight, layer.bias, fan_in=outputs * kernel_size**2, fan_out=inputs * kernel_size**2)
         return layer
 
+    def halving_conv(self, inputs: int, outputs: int, kernel_size: int) -> nn.Conv2d:
+        """Stride-2 convolution, of an odd kernel, that exactly halves an even image size."""
+        layer = _unfilled(nn.Conv2d, inputs, outputs, kernel_size, stride=2, padding=kernel_size // 2)
+        self._fill(layer.weight, layer.bias, fan_in=inputs * kernel_size**2, fan_out=outputs * kernel_size**2)
+        return layer
+
     def doubling_conv(self, inputs: int, outputs: int, kernel_size: int) -> nn.ConvTranspose2d:
         """Stride-2 transposed convolution that exactly doubles the image size."""
         layer = _unfilled(

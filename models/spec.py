@@ -7,7 +7,7 @@ runs made before it existed then keep their ids (DESIGN: Identity).
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -230,6 +230,7 @@ class ImageDecoderSpec(Spec):
     """Broadcast to a small grid, one doubling layer per entry of `channels`, then the image (language_slots.md 1 and 4)."""
 
     initial_resolution: int = Field(default=7, ge=1)
+    """`null` in a configuration: what makes the image's side with these `channels`."""
     kernel_size: Literal[3, 5] = 3
     channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(64, 64, 64, 64, 64), min_length=1)
     """Output widths of the doubling layers, in order; the first takes the slot size."""
@@ -275,6 +276,18 @@ class LanguageSlotsSpec(Spec):
         """Side of the square grid of vision tokens."""
         return math.isqrt(self.tokens)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fitting_decoder(cls, found: Any) -> Any:
+        """`decoder.initial_resolution: null` is the one that fits."""
+        decoder = found.get("decoder") if isinstance(found, dict) else None
+        if not isinstance(decoder, dict) or decoder.get("initial_resolution", 0) is not None:
+            return found
+        side, channels = found.get("resolution", 224), decoder.get("channels", (0,) * 5)
+        if not isinstance(side, int) or not isinstance(channels, list | tuple):
+            return found  # refused below, with words
+        return found | {"decoder": decoder | {"initial_resolution": max(1, side >> len(channels))}}
+
     @model_validator(mode="after")
     def _coupled_keys_agree(self) -> LanguageSlotsSpec:
         problems = []
@@ -297,6 +310,32 @@ class LanguageSlotsSpec(Spec):
         return self
 
 
+class ClipSizes(NamedTuple):
+    """What an architecture of CLIP yields."""
+
+    tokens: int
+    """Patch tokens of its vision tower."""
+    feature_size: int
+    text_size: int
+    pooled_size: int
+    """Of the pooled and projected feature."""
+
+
+CLIP_SIZES: dict[str, ClipSizes] = {
+    "ViT-S-32": ClipSizes(49, 384, 384, 384),
+    "ViT-B-32": ClipSizes(49, 768, 512, 512),
+    "ViT-B-32-256": ClipSizes(64, 768, 512, 512),
+    "ViT-B-16": ClipSizes(196, 768, 512, 512),
+    "ViT-L-14": ClipSizes(256, 1024, 768, 768),
+    "ViT-L-14-336": ClipSizes(576, 1024, 768, 768),
+    "RN50": ClipSizes(49, 2048, 512, 1024),
+    "RN101": ClipSizes(49, 2048, 512, 512),
+    "tiny-vit": ClipSizes(16, 32, 16, 24),
+    "tiny-resnet": ClipSizes(4, 256, 16, 24),
+}
+"""Names without `-quickgelu` (language_slots.md 6); of others a configuration gives the sizes itself."""
+
+
 class ClipSpec(Spec):
     """Frozen CLIP towers of open_clip: tokens of the vision tower, sentence and token features of the text tower."""
 
@@ -315,7 +354,23 @@ class ClipSpec(Spec):
     tokens: int = Field(default=49, ge=1)
     feature_size: int = Field(default=768, ge=1)
     text_size: int = Field(default=512, ge=1)
-    """What the architecture yields; checked when it is built, so that the login node can compare without torch."""
+    """What the architecture yields: `null` in a configuration takes it from CLIP_SIZES; checked when the towers are built."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_sizes(cls, found: Any) -> Any:
+        """Fill in the sizes that are null. Raises ValueError for an architecture that is not in CLIP_SIZES."""
+        sizes = ("tokens", "feature_size", "text_size")
+        missing = [key for key in sizes if isinstance(found, dict) and key in found and found[key] is None]
+        if not missing:
+            return found
+        known = CLIP_SIZES.get(str(found.get("name", "ViT-B-32-quickgelu")).removesuffix("-quickgelu"))
+        if known is None:
+            raise ValueError(f"sizes of {found.get('name')} are not known here: give {', '.join(missing)}")
+        yields = {"tokens": known.tokens, "feature_size": known.feature_size, "text_size": known.text_size}
+        if found.get("global_features") is True:
+            yields |= {"tokens": 1, "feature_size": known.pooled_size}
+        return found | {key: yields[key] for key in missing}
 
     @model_validator(mode="after")
     def _weights_have_a_source(self) -> ClipSpec:
@@ -324,6 +379,142 @@ class ClipSpec(Spec):
         if self.weights == "pretrained" and self.pretrained is None:
             raise ValueError("weights=pretrained needs open_clip's tag in `pretrained`, which is null")
         return self
+
+
+class MlpPredictor(Spec):
+    """Slots of the next frame's start: s + MLP(LN(s)) per slot (video_slots.md 3, late recipe)."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: int = Field(default=128, ge=1)
+    """Width of the hidden layer; the recipe's is twice the slot size."""
+
+
+class TransformerPredictor(Spec):
+    """Slots of the next frame's start: transformer layers among a frame's slots (SAVi, arXiv 2111.12594; video_slots.md 5)."""
+
+    kind: Literal["transformer"] = "transformer"
+    layers: int = Field(default=1, ge=1)
+    heads: int = Field(default=4, ge=1)
+    feedforward: int = Field(default=256, ge=1)
+    pre_norm: bool = False
+    """false: a norm behind each part's sum, as SAVi; true: before each part, as SlotFormer's recipe."""
+
+
+PredictorSpec = Annotated[MlpPredictor | TransformerPredictor, Field(discriminator="kind")]
+
+
+class Recurrence(Spec):
+    """Slots of one frame start the next (video_slots.md 4: V2, V3, V8, V9)."""
+
+    detach_every: int = Field(default=1, ge=0)
+    """Every n-th frame of a clip takes the slots without their gradient: 1 is each (V3), 0 none, full BPTT (V2)."""
+    num_iterations: int = Field(default=3, ge=1)
+    """Iterations of slot attention on every frame after a clip's first."""
+    predictor: PredictorSpec | None = None
+    """Between frames; `null`: slots start as they ended."""
+
+
+class VideoSlotsSpec(Spec):
+    """Slot attention on clips, per frame or recurrent, with a convolutional encoder on square images (video_slots.md)."""
+
+    kind: Literal["video_slots"] = "video_slots"
+    resolution: int = Field(default=64, ge=8)
+    num_slots: int = Field(default=7, ge=1)
+    num_iterations: int = Field(default=3, ge=1)
+    """Iterations of slot attention on a clip's first frame, or on every frame without recurrence."""
+    slot_size: int = Field(default=64, ge=1)
+    slot_mlp_size: int = Field(default=128, ge=1)
+    encoder_channels: int = Field(default=64, ge=1)
+    encoder_layers: int = Field(default=4, ge=1)
+    encoder_stride: Literal[1, 2] = 1
+    """Of the first convolution: 2 makes a quarter of the tokens, as SAVi-M does at 128 x 128."""
+    encoder_norm: bool = False
+    """LayerNorm before the encoder's MLP: the original has none, SAVi has."""
+    decoder: UpsamplingDecoder = UpsamplingDecoder()
+    start: Literal["gaussian", "gaussian_per_slot", "learned"] = "gaussian"
+    """Slots before a frame's first iteration: one mu and sigma for all slots, one per slot (V7), or a vector per slot (V7)."""
+    trainable_start: bool = True
+    """false: mu and sigma stay as they were drawn, which is what the original did (video_slots.md 4.1)."""
+    noise: Literal["frame", "clip", "fixed"] = "frame"
+    """Drawn for every frame, once for a clip (V1b), or never: `eval_noise_KD` of the checkpoint, in training too."""
+    recurrence: Recurrence | None = None
+    """`null`: every frame starts anew."""
+
+    @model_validator(mode="after")
+    def _coupled_keys_agree(self) -> VideoSlotsSpec:
+        problems = []
+        ratio, rest = divmod(self.resolution, self.decoder.initial_resolution)
+        if rest or ratio < 2 or ratio & (ratio - 1):
+            problems.append(
+                f"resolution {self.resolution} is not decoder.initial_resolution {self.decoder.initial_resolution} "
+                "times a power of two (2, 4, 8, 16, ...)"
+            )
+        if self.resolution % self.encoder_stride:
+            problems.append(f"resolution {self.resolution} is odd: set encoder_stride to 1")
+        if self.start == "learned" and self.noise != "frame":
+            problems.append(f"start=learned uses no noise: leave noise at frame, it is {self.noise}")
+        if self.recurrence is not None and self.noise == "clip":
+            problems.append("with recurrence noise is drawn for a clip's first frame alone: leave noise at frame, it is clip")
+        predictor = None if self.recurrence is None else self.recurrence.predictor
+        if isinstance(predictor, TransformerPredictor) and self.slot_size % predictor.heads:
+            problems.append(f"slot_size {self.slot_size} is not a multiple of recurrence.predictor.heads {predictor.heads}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class LpipsSpec(Spec):
+    """A frozen LPIPS net (arXiv 1801.03924): the trunk's weights; those of the linear heads come with the lpips package."""
+
+    net: Literal["alex", "vgg"] = "alex"
+    weights: Literal["pretrained", "file", "random"] = "pretrained"
+    """`pretrained`: torchvision's download or its cache; `file`: torchvision's state dict at `path`; `random`: from seed 0."""
+    path: str | None = location(None)
+    content: str | None = None
+    """sha256 of the file at `path`, filled in on the login node."""
+
+    @property
+    def smallest_side(self) -> int:
+        """Of images that it takes, in pixels."""
+        return {"alex": 31, "vgg": 16}[self.net]
+
+    @model_validator(mode="after")
+    def _file_has_a_path(self) -> LpipsSpec:
+        if (self.weights == "file") != (self.path is not None):
+            raise ValueError("weights=file and path go together; for pretrained or random weights set path to null")
+        return self
+
+
+class VideoObjective(Spec):
+    """MSE + weighted terms between a slot in one frame and in the next; a term of weight 0 is neither built nor computed.
+
+    The original logged these terms and trained on the MSE alone (video_slots.md 4.1). They compare equal slot indices, so they
+    mean something where indices are aligned in training: recurrence, learned starts, one noise per clip.
+    """
+
+    kind: Literal["video"] = "video"
+    future_masks: float = Field(default=0.0, ge=0)
+    """V4: weight of the squared error of each frame's masks, predicted from the masks of the frame before."""
+    future_slots: float = Field(default=0.0, ge=0)
+    """V5: likewise of each slot's reconstruction on white."""
+    future_channels: int = Field(default=32, ge=1)
+    """Width of the convolutional autoencoders that predict."""
+    detach_target: bool = False
+    """Predictions are drawn to what comes, and not what comes to predictions."""
+    perceptual: float = Field(default=0.0, ge=0)
+    """V6: weight of LPIPS between each slot's reconstructions on white of two frames."""
+    lpips: LpipsSpec = LpipsSpec()
+    min_area: float = Field(default=0.01, ge=0, le=0.1)
+    """LPIPS is taken as 0 for a slot that holds less than this share of the pixels in every frame of a clip; 0 computes all."""
+
+    def problems(self, model: VideoSlotsSpec) -> list[str]:
+        """Why this cannot train the model, one sentence each."""
+        found, side = [], model.resolution
+        if (self.future_masks or self.future_slots) and side % 8:
+            found.append(f"future_masks and future_slots halve images three times: resolution {side} is not a multiple of 8")
+        if self.perceptual and side < self.lpips.smallest_side:
+            found.append(f"lpips.net {self.lpips.net} takes {self.lpips.smallest_side} pixels and more, resolution is {side}")
+        return found
 
 
 def _backbone_kind(value: Any) -> str:
