@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from typing import assert_never
 
-import numpy as np
 import torch
 
 from jobs.attempt import Refused, Run
 from jobs.contract import RunDir
+from jobs.data.clip_store import ClipStore
 from jobs.data.coco_store import CocoStore
-from jobs.data.features import FeatureStore
+from jobs.data.features import FeatureStore, StoredFeatures
 from jobs.data.store import ImageStore, SplitName
-from jobs.samples import ImageSamples, OnlineSamples, Samples, TokenSamples
-from jobs.spec import AnyJob, CocoSpec, EmbedSpec, FrozenRun, MultiDSpritesSpec, PrepareSpec, TrainSpec
-from models.spec import CocoAdaptiveDecoder, DinosaurSpec
+from jobs.data.text_features import TextStore
+from jobs.samples import ImageSamples, LanguageSamples, OnlineSamples, Pixels, Samples, TokenSamples, Towers
+from jobs.spec import (
+    AnyJob,
+    ClipsSpec,
+    CocoSpec,
+    EmbedSpec,
+    FrozenRun,
+    MultiDSpritesSpec,
+    PrepareSpec,
+    ToyClevrSpec,
+    TrainSpec,
+)
+from models.spec import (
+    BackboneSpec,
+    ClipSpec,
+    CocoAdaptiveDecoder,
+    DinosaurSpec,
+    LanguageSlotsSpec,
+    NoText2Slot,
+    SemanticObjective,
+    TransformerText2Slot,
+)
 
-Store = ImageStore | CocoStore
+Store = ImageStore | CocoStore | ClipStore
 
 
 def needed_run(run: Run, kind: str) -> tuple[RunDir, AnyJob]:
@@ -38,12 +58,14 @@ def open_store(run: Run) -> Store:
             return ImageStore.open(path)
         case CocoSpec():
             return CocoStore.open(path)
+        case ToyClevrSpec() | ClipsSpec():
+            return ClipStore.open(path, prepared.data)
         case _:
             assert_never(prepared.data)
 
 
-def images_of(store: Store, split: SplitName) -> np.ndarray:
-    """The stored images of a split, uint8 [N,S,S,3]."""
+def images_of(store: Store, split: SplitName) -> Pixels:
+    """The images of a split, uint8 [N,S,S,3]."""
     return store.split(split).images if isinstance(store, ImageStore) else store.images(split)
 
 
@@ -54,12 +76,14 @@ def open_samples(
 
     `like`: samples of another split of the same run, whose backbone is used again.
     """
-    if isinstance(store, ImageStore) or not isinstance(spec.model, DinosaurSpec):
+    if isinstance(store, ClipStore) and isinstance(spec.model, LanguageSlotsSpec):
+        return _language_samples(run, spec, spec.model, store, split, device, like=like)
+    if not isinstance(store, CocoStore) or not isinstance(spec.model, DinosaurSpec):
         return ImageSamples(images_NHWC=images_of(store, split))
     targets = store.targets(split) if isinstance(spec.model.decoder, CocoAdaptiveDecoder) else None
     if isinstance(like, OnlineSamples):
         return OnlineSamples(images_NHWC=images_of(store, split), backbone=like.backbone, targets_NTTC=targets)
-    if spec.online is not None:
+    if isinstance(spec.online, BackboneSpec):
         from jobs.weights import load_backbone  # timm takes seconds to import, and no other training needs it
 
         backbone = load_backbone(spec.online, device)
@@ -72,3 +96,36 @@ def open_samples(
     if features.count != store.count(split):
         raise Refused(f"run {needed.id} holds {features.count} images of {split}, the prepared data {store.count(split)}")
     return TokenSamples(features=features, targets_NTTC=targets)
+
+
+def _language_samples(
+    run: Run,
+    spec: TrainSpec,
+    model: LanguageSlotsSpec,
+    store: ClipStore,
+    split: SplitName,
+    device: torch.device,
+    *,
+    like: Samples | None,
+) -> LanguageSamples:
+    needed, embedded = needed_run(run, "embed")
+    assert isinstance(embedded, EmbedSpec)
+    assert isinstance(embedded.backbone, ClipSpec)
+    texts, text_tokens = None, None
+    if not isinstance(model.text2slot, NoText2Slot) or isinstance(spec.objective, SemanticObjective):
+        texts = TextStore.open(needed.output / "texts")
+        texts.check(store.texts, embedded.backbone)
+        if isinstance(model.text2slot, TransformerText2Slot):
+            text_tokens = model.text2slot.text_tokens
+    vision: Towers | StoredFeatures
+    if isinstance(like, LanguageSamples) and not isinstance(like.vision, StoredFeatures):
+        vision = like.vision
+    elif isinstance(spec.online, ClipSpec):
+        from jobs.weights import load_clip  # open_clip takes seconds to import, and no other training needs it
+
+        vision = load_clip(spec.online, device).vision_tokens
+    else:
+        found = FeatureStore.open(needed.output / "features")
+        found.check_backbone(embedded.backbone, resolution=store.manifest.resolution)
+        vision = found.split(split)
+    return LanguageSamples(frames=store.frames(split), vision=vision, texts=texts, text_tokens=text_tokens)

@@ -95,6 +95,7 @@ class Training:
             rank=self.group.rank,
             world_size=self.group.world_size,
             flip=self.spec.flip,
+            shuffled=self.spec.told == "shuffled",
         )
         batches = step_batches(
             dataset,

@@ -6,8 +6,32 @@ import math
 import re
 from typing import Any
 
-from jobs.spec import AnyJob, CocoSpec, EmbedSpec, EvaluateSpec, MultiDSpritesSpec, PrepareSpec, TrainSpec
-from models.spec import BackboneSpec, CocoAdaptiveDecoder, DinosaurSpec, LanguageSlotsSpec, SlotAutoencoderSpec
+from jobs.data.clips_actions import FRAMES
+from jobs.spec import (
+    AnyJob,
+    ClipsSpec,
+    CocoSpec,
+    EmbedSpec,
+    EvaluateSpec,
+    MultiDSpritesSpec,
+    PrepareSpec,
+    ToyClevrSpec,
+    TrainSpec,
+)
+from models.spec import (
+    AnyBackbone,
+    BackboneSpec,
+    ClipSpec,
+    CocoAdaptiveDecoder,
+    DinosaurSpec,
+    LanguageSlotsSpec,
+    NoText2Slot,
+    SlotAutoencoderSpec,
+    TransformerText2Slot,
+    UntrainedScoreSpec,
+)
+
+CLIP_KINDS = "kind `toy_clevr` or `clips`"
 
 NEEDS: dict[str, frozenset[str]] = {
     "count": frozenset(),
@@ -39,9 +63,19 @@ def check_needs(spec: AnyJob, needs: dict[str, Any]) -> list[str]:
 
 
 def _embed_problems(spec: EmbedSpec, prepared: PrepareSpec) -> list[str]:
-    if isinstance(prepared.data, CocoSpec):
-        return _patch_problems(spec.backbone, prepared.data)
-    return [f"an `embed` step needs data of kind `coco`, not `{prepared.data.kind}`"]
+    data = prepared.data
+    match spec.backbone:
+        case BackboneSpec() as backbone:
+            if not isinstance(data, CocoSpec):
+                return [f"an `embed` step with a backbone of kind `timm` needs data of kind `coco`, not `{data.kind}`"]
+            problems = _patch_problems(backbone, data)
+            return problems + (["images=none is for a backbone of kind `clip`"] if spec.images == "none" else [])
+        case ClipSpec() as towers:
+            if not isinstance(data, ToyClevrSpec | ClipsSpec):
+                return [f"an `embed` step with a backbone of kind `clip` needs data of {CLIP_KINDS}, not `{data.kind}`"]
+            problems = _frame_problems(towers, data)
+            flips = "flips=true: a mirrored frame would contradict left and right in its sentence; set flips to false"
+            return problems + ([flips] if spec.flips else [])
 
 
 def _patch_problems(backbone: BackboneSpec, data: CocoSpec) -> list[str]:
@@ -59,27 +93,36 @@ def _patch_problems(backbone: BackboneSpec, data: CocoSpec) -> list[str]:
     return [f"data.resolution is {side}, and {backbone.name} with {backbone.tokens} tokens takes {needed}"]
 
 
+def _frame_problems(towers: ClipSpec, data: ToyClevrSpec | ClipsSpec) -> list[str]:
+    """Whether the frames' side is what the vision tower takes, as far as its name tells the patches' side."""
+    named = re.search(r"-(14|16|32)(?:-|$)", towers.name)
+    stride = 32 if towers.name.startswith("RN") else int(named[1]) if named is not None else None
+    if stride is None or towers.global_features or data.resolution == stride * math.isqrt(towers.tokens):
+        return []
+    needed = stride * math.isqrt(towers.tokens)
+    return [f"data.resolution is {data.resolution}, and {towers.name} with {towers.tokens} tokens takes {needed}"]
+
+
 def _data_problems(spec: TrainSpec, prepared: PrepareSpec) -> list[str]:
-    if isinstance(spec.model, LanguageSlotsSpec):
-        return [f"model.kind language_slots needs frames with sentences, and `{prepared.data.kind}` has none"]
     problems: list[str] = []
     data = prepared.data
+    if isinstance(data, ToyClevrSpec | ClipsSpec):
+        return _clip_data_problems(spec, data)
+    if isinstance(spec.model, LanguageSlotsSpec):
+        return [f"model.kind language_slots needs frames with sentences ({CLIP_KINDS}), and `{data.kind}` has none"]
     if isinstance(data, MultiDSpritesSpec):
         if isinstance(spec.model, DinosaurSpec):
             return [f"model.kind dinosaur needs data of kind `coco`, not `{data.kind}`"]
         if spec.model.resolution != data.resolution:
             side = data.resolution
             problems.append(f"model.resolution {spec.model.resolution} differs from the data's {side} x {side} images")
-        if spec.drop_last and spec.batch_size > data.train.count:
-            problems.append(f"batch_size {spec.batch_size} is larger than the training set of {data.train.count} with drop_last")
-        return problems
+        return problems + [problem for problem in [_too_few(spec, data.train.count)] if problem]
     if isinstance(spec.model, SlotAutoencoderSpec):
         return [f"model.kind slot_autoencoder needs data of kind `mdsprites`, not `{data.kind}`"]
     bounds = [data.max_train, None if data.generator is None else data.generator.train_images]
     most = min((bound for bound in bounds if bound is not None), default=spec.batch_size)
-    if spec.drop_last and spec.batch_size > most:
-        problems.append(f"batch_size {spec.batch_size} is larger than the training set of {most} with drop_last")
-    if spec.online is not None:
+    problems += [problem for problem in [_too_few(spec, most)] if problem]
+    if isinstance(spec.online, BackboneSpec):
         problems += _patch_problems(spec.online, data)
     if isinstance(spec.model, DinosaurSpec) and isinstance(spec.model.decoder, CocoAdaptiveDecoder):
         side = spec.model.decoder.resolution
@@ -90,11 +133,62 @@ def _data_problems(spec: TrainSpec, prepared: PrepareSpec) -> list[str]:
     return problems
 
 
+def _clip_data_problems(spec: TrainSpec, data: ToyClevrSpec | ClipsSpec) -> list[str]:
+    problems = [_too_few(spec, data.train.count * FRAMES)] if isinstance(data, ToyClevrSpec) else []
+    match spec.model:
+        case LanguageSlotsSpec() | UntrainedScoreSpec() as model:
+            if model.resolution != data.resolution:
+                side = data.resolution
+                problems.append(f"model.resolution {model.resolution} differs from the data's {side} x {side} frames")
+        case other:
+            problems.append(f"model.kind {other.kind} is not for clips with sentences: data of kind `{data.kind}`")
+    if spec.flip:
+        problems.append("flip=true: a mirrored frame would contradict left and right in its sentence")
+    return [problem for problem in problems if problem]
+
+
+def _too_few(spec: TrainSpec, samples: int) -> str:
+    """Words for a batch that is larger than the training set; empty if it is not."""
+    if spec.drop_last and spec.batch_size > samples:
+        return f"batch_size {spec.batch_size} is larger than the training set of {samples} with drop_last"
+    return ""
+
+
+def _language_problems(spec: TrainSpec, model: LanguageSlotsSpec, embedded: Any) -> list[str]:
+    """Between a language model, the towers in its loop, and the step that has computed the sentences' features."""
+    if not isinstance(embedded, EmbedSpec) or not isinstance(embedded.backbone, ClipSpec):
+        return ["model.kind language_slots needs a step of kind `embed` with a backbone of kind `clip`"]
+    problems: list[str] = []
+    stored = embedded.backbone
+    towers = spec.online if isinstance(spec.online, ClipSpec) else stored
+    if isinstance(spec.online, BackboneSpec):
+        problems.append("online is a backbone of kind `timm`, a language model takes one of kind `clip`")
+    if spec.online is None and embedded.images == "none":
+        problems.append("the `embed` step stores no vision tokens (images=none): set features=online, or images=all there")
+    for key in ("name", "pretrained", "weights", "content"):
+        if getattr(towers, key) != getattr(stored, key):
+            mine, theirs = getattr(towers, key), getattr(stored, key)
+            problems.append(f"online.{key} is {mine}, the `embed` step's sentences come from {theirs}")
+    for name in ("tokens", "feature_size", "global_features"):
+        if getattr(model, name) != getattr(towers, name):
+            problems.append(f"model.{name} {getattr(model, name)} differs from the backbone's {getattr(towers, name)}")
+    told = not isinstance(model.text2slot, NoText2Slot)
+    if told and model.text_size != stored.text_size:
+        problems.append(f"model.text_size {model.text_size} differs from the backbone's {stored.text_size}")
+    if isinstance(model.text2slot, TransformerText2Slot) and embedded.text != "tokens":
+        problems.append("text2slot=transformer needs the features of a sentence's tokens: an `embed` step with text=tokens")
+    return problems
+
+
 def _token_problems(spec: TrainSpec, embedded: Any) -> list[str]:
+    if isinstance(spec.model, LanguageSlotsSpec):
+        return _language_problems(spec, spec.model, embedded)
+    if isinstance(spec.online, ClipSpec):
+        return ["online is a backbone of kind `clip`, which is for model.kind language_slots"]
     if not isinstance(spec.model, DinosaurSpec):
         return ["online is for models on tokens (model.kind dinosaur)"] if spec.online is not None else []
     if spec.online is not None:
-        backbone = spec.online
+        backbone: AnyBackbone = spec.online
         problems = ["a step with online features must not need an `embed` step too"] if embedded is not None else []
     elif not isinstance(embedded, EmbedSpec):
         return ["model.kind dinosaur needs a step of kind `embed` (features=cached), or features=online"]
@@ -139,6 +233,8 @@ def _evaluation_problems(spec: EvaluateSpec, prepared: Any, embedded: Any, train
     problems: list[str] = []
     if isinstance(trained.model, DinosaurSpec) and trained.online is None and not isinstance(embedded, EmbedSpec):
         problems.append("evaluating a model on stored tokens needs the `embed` step too")
+    if isinstance(trained.model, LanguageSlotsSpec) and not isinstance(embedded, EmbedSpec):
+        problems.append("evaluating a language model needs the `embed` step too: the sentences' features")
     gated = isinstance(trained.model, DinosaurSpec) and trained.model.gate is not None
     if spec.gate == "deterministic" and not gated:
         problems.append("gate=deterministic is for models with a gate (model.gate)")

@@ -1,18 +1,28 @@
 """Where a model's inputs and targets come from: stored images, stored tokens, or images that a backbone turns into tokens.
 
 `read` happens in a loader process and returns what lies in the store; `convert` happens on the device.
-Legend: B images, S x S stored pixels, T x T target pixels, N tokens, C features.
+Legend: B images, S x S stored pixels, T x T target pixels, N tokens, C features; of a sentence L tokens, F features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from jobs.data.features import Features
+from jobs.data.clip_store import FrameImages
+from jobs.data.clips_frames import Frames
+from jobs.data.features import Features, StoredFeatures
+from jobs.data.text_features import TextStore
+from models.clip_pixels import normalised
+from models.slot_model import ConditionedInputs, Inputs
+
+
+Pixels = np.ndarray | FrameImages
+"""Stored images [N,S,S,3], or frames that are drawn or decoded when they are asked for."""
 
 
 class Samples(Protocol):
@@ -23,11 +33,14 @@ class Samples(Protocol):
         """How many there are."""
         ...
 
-    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """The stored tensors of samples `indices` [B], mirrored where `mirrored` [B] says so; on the CPU."""
+    def read(self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
+        """The stored tensors of samples `indices` [B], mirrored where `mirrored` [B] says so; on the CPU.
+
+        `told` [B]: the samples whose sentences these are told; None: their own. Without sentences it has no effect.
+        """
         ...
 
-    def convert(self, stored: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    def convert(self, stored: tuple[torch.Tensor, ...]) -> tuple[Inputs, torch.Tensor]:
         """(inputs, targets) of stored tensors, which are on the device by now."""
         ...
 
@@ -37,7 +50,7 @@ def to_images(images_BHWC: torch.Tensor) -> torch.Tensor:
     return images_BHWC.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
 
 
-def gather(stored: np.ndarray, indices: np.ndarray) -> torch.Tensor:
+def gather(stored: Pixels, indices: np.ndarray) -> torch.Tensor:
     """Copy rows out of a memory map, reading it front to back."""
     order = np.argsort(indices, kind="stable")
     rows = np.empty((len(indices), *stored.shape[1:]), dtype=stored.dtype)
@@ -55,7 +68,7 @@ def mirror(images_BHWC: torch.Tensor, mirrored: np.ndarray) -> torch.Tensor:
 class ImageSamples:
     """Images that are reconstructed themselves."""
 
-    images_NHWC: np.ndarray
+    images_NHWC: Pixels
     """uint8"""
 
     @property
@@ -63,7 +76,7 @@ class ImageSamples:
         """How many there are."""
         return int(self.images_NHWC.shape[0])
 
-    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> tuple[torch.Tensor, ...]:
+    def read(self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
         """(images uint8 [B,H,W,3],)"""
         return (mirror(gather(self.images_NHWC, indices), mirrored),)
 
@@ -86,7 +99,7 @@ class TokenSamples:
         """How many there are."""
         return self.features.count
 
-    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> tuple[torch.Tensor, ...]:
+    def read(self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
         """(tokens [B,N,C] as stored, and target images uint8 [B,T,T,3] if any)"""
         tokens = self.features.read(indices, mirrored)
         return (tokens,) if self.targets_NTTC is None else (tokens, gather(self.targets_NTTC, indices))
@@ -101,7 +114,7 @@ class TokenSamples:
 class OnlineSamples:
     """Images that a frozen backbone turns into tokens in the loop, as the original codes do."""
 
-    images_NHWC: np.ndarray
+    images_NHWC: Pixels
     backbone: torch.nn.Module
     """Images [B,3,H,W] in [0, 1] -> tokens [B,N,C] in float32."""
     targets_NTTC: np.ndarray | None = None
@@ -111,7 +124,7 @@ class OnlineSamples:
         """How many there are."""
         return int(self.images_NHWC.shape[0])
 
-    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> tuple[torch.Tensor, ...]:
+    def read(self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
         """(images uint8 [B,S,S,3], and target images uint8 [B,T,T,3] if any)"""
         images = mirror(gather(self.images_NHWC, indices), mirrored)
         return (images,) if self.targets_NTTC is None else (images, gather(self.targets_NTTC, indices))
@@ -121,3 +134,60 @@ class OnlineSamples:
         with torch.no_grad():
             tokens_BNC: torch.Tensor = self.backbone(to_images(stored[0])).float()
         return tokens_BNC, tokens_BNC if self.targets_NTTC is None else to_images(stored[1])
+
+
+Towers = Callable[[torch.Tensor], torch.Tensor]
+"""Images [B,3,S,S] in [0, 1] -> vision tokens [B,N,C]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageSamples:
+    """Frames with their sentences, for models on CLIP; the targets are the frames in CLIP's pixel units."""
+
+    frames: Frames
+    vision: Towers | StoredFeatures
+    """CLIP's vision tower in the loop, or its stored tokens."""
+    texts: TextStore | None
+    """None: the model is told nothing."""
+    text_tokens: int | None = None
+    """Length L that the features of a sentence's tokens are padded to; None: one feature per sentence."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.frames.count
+
+    def read(self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
+        """(frames uint8 [B,S,S,3], names [B,2,2]), then text and padding if any, then stored tokens if any; nothing is mirrored."""
+        assert not mirrored.any(), "a mirrored frame would contradict left and right in its sentence"
+        batch = self.frames.read(indices)
+        sentences_B = batch.sentences_B if told is None else self.frames.sentences(told)
+        stored = [torch.from_numpy(batch.images_BSS3), torch.from_numpy(batch.names_B22), *self._text(sentences_B)]
+        if isinstance(self.vision, StoredFeatures):
+            stored.append(self.vision.read(indices, mirrored))
+        return tuple(stored)
+
+    def _text(self, sentences_B: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """([B,F],) or ([B,L,F], padding [B,L]); () for a model that is told nothing."""
+        if self.texts is None:
+            return ()
+        if self.text_tokens is None:
+            return (torch.from_numpy(self.texts.sentence_ST[sentences_B]),)
+        tokens, padding = self.texts.tokens_SLT, self.texts.padding_SL
+        assert tokens is not None
+        assert padding is not None
+        missing = self.text_tokens - tokens.shape[1]
+        tokens_BLF = np.pad(tokens[sentences_B], ((0, 0), (0, missing), (0, 0)))
+        padding_BL = np.pad(padding[sentences_B], ((0, 0), (0, missing)), constant_values=True)
+        return torch.from_numpy(tokens_BLF), torch.from_numpy(padding_BL)
+
+    def convert(self, stored: tuple[torch.Tensor, ...]) -> tuple[ConditionedInputs, torch.Tensor]:
+        """(vision tokens in float32 with what the model is told, the frames [B,3,S,S] in CLIP's units)"""
+        images_BCHW, names_B22, told = to_images(stored[0]), stored[1], list(stored[2:])
+        if isinstance(self.vision, StoredFeatures):
+            tokens_BNC = told.pop().float()
+        else:
+            tokens_BNC = self.vision(images_BCHW)
+        text, padding_BL = (*told, None, None)[:2]
+        inputs = ConditionedInputs(tokens_BNC=tokens_BNC, text=text, padding_BL=padding_BL, names_B22=names_B22)
+        return inputs, normalised(images_BCHW)

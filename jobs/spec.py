@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from models.spec import (
     AnyBackbone,
     BackboneSpec,
+    ClipSpec,
     CosineObjective,
     CovarianceObjective,
     DinosaurSpec,
@@ -277,6 +278,10 @@ class WarmStartSpec(Spec):
     """Prefixes of parameters that the earlier model does not have. Any other mismatch is an error."""
 
 
+TOWER_KEYS = ("global_features", "tokens", "feature_size", "text_size")
+"""Keys of a language model that must be those of its CLIP towers."""
+
+
 class TrainSpec(Spec):
     """Train one model; needs a `prepare` run, for models on tokens an `embed` run too, for a warm start a `train` run."""
 
@@ -301,6 +306,28 @@ class TrainSpec(Spec):
     warm_start: WarmStartSpec | None = added(None)
     validation: ValidationSpec = ValidationSpec()
     runtime: RuntimeSpec = location(RuntimeSpec())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_towers(cls, found: Any) -> Any:
+        """What is null of a language model's `global_features` and sizes is that of the towers in its loop.
+
+        Raises ValueError without such towers: nothing here says what an `embed` step has stored.
+        """
+        model = found.get("model") if isinstance(found, dict) else None
+        if not isinstance(model, dict) or model.get("kind") != "language_slots":
+            return found
+        missing = [key for key in TOWER_KEYS if key in model and model[key] is None]
+        if not missing:
+            return found
+        online = found.get("online")
+        if not isinstance(online, dict) or online.get("kind") != "clip":
+            named = ", ".join(f"model.{key}" for key in missing)
+            raise ValueError(
+                f"{named}: null is what the towers in the loop yield (features=online), and there are none: give numbers"
+            )
+        towers = ClipSpec.model_validate(online)
+        return found | {"model": model | {key: getattr(towers, key) for key in missing}}
 
     @model_validator(mode="after")
     def _projection_fits(self) -> TrainSpec:
@@ -413,6 +440,8 @@ class ToyVideoSpec(Spec):
             raise ValueError(f"min_objects {self.min_objects} is larger than max_objects {self.max_objects}")
         if self.video_frames < 12 and (self.crossings or self.occluders):
             raise ValueError(f"video_frames {self.video_frames} is too short for crossings and occluders; they need 12")
+        if self.min_objects < 3 and self.crossings and self.occluders:
+            raise ValueError(f"min_objects {self.min_objects} is too small for crossings and occluders at once; they need 3")
         _check_clip(self.clip_frames, self.frame_step, self.video_frames)
         earlier, later = sorted((self.train, self.test), key=lambda videos: videos.first)
         if earlier.first + earlier.count > later.first:

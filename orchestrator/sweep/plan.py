@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from jobs.needs import check_needs
 from jobs.spec import AnyJob, EmbedSpec, TrainSpec, parse_job_spec
+from models.spec import BackboneSpec
 from orchestrator.errors import Problem, UserError
 from orchestrator.identity import canonical, id_of_canonical
 from orchestrator.lifecycle import RunState
@@ -190,7 +191,7 @@ class _Planning:
                 return None
             found[step.name] = one
         trained = [one.spec for one in found.values() if isinstance(one.spec, TrainSpec)]
-        if trained and all(spec.online is not None for spec in trained):  # nobody reads stored tokens
+        if trained and all(isinstance(spec.online, BackboneSpec) for spec in trained):  # nobody reads stored tokens
             self._compare_backbones(cell, found)
             return {name: one for name, one in found.items() if one.spec.kind != "embed"}
         return found
@@ -202,9 +203,8 @@ class _Planning:
         """
         for embed in (one.spec for one in found.values() if isinstance(one.spec, EmbedSpec)):
             for step, train in ((name, one.spec) for name, one in found.items() if isinstance(one.spec, TrainSpec)):
-                assert train.online is not None
                 for key in ("name", "block", "normalise"):
-                    mine, theirs = getattr(train.online, key), getattr(embed.backbone, key)
+                    mine, theirs = getattr(train.online, key), getattr(embed.backbone, key, None)
                     if mine != theirs:
                         what = f"online.{key} is not that of the `embed` step, which online features replace"
                         hint = "`backbone@online=OPTION` sets it: the same option as `backbone=`"

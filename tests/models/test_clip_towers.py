@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.clip_pixels import CLIP_MEAN, CLIP_STD, denormalised, normalised
 from models.clip_towers import TINY, ClipError, ClipTowers, build_clip, check_tag, text_ids
-from models.spec import ClipSpec
+from models.spec import CLIP_SIZES, ClipSpec
 
 VIT: dict[str, Any] = {"name": "tiny-vit", "weights": "random", "tokens": 16, "feature_size": 32, "text_size": 16}
 RESNET: dict[str, Any] = {"name": "tiny-resnet", "weights": "random", "tokens": 4, "feature_size": 256, "text_size": 16}
@@ -264,3 +264,12 @@ def test_that_pixels_are_in_clips_units(images: Tensor) -> None:
     torch.testing.assert_close(normalised(images), (images - mean) / std)
     torch.testing.assert_close(denormalised(normalised(images)), images)
     assert float(denormalised(torch.full((1, 3, 2, 2), 99.0)).max()) == 1
+
+
+def test_that_the_sizes_known_to_the_login_node_are_open_clips() -> None:
+    for name, known in CLIP_SIZES.items():
+        config = TINY.get(name) or open_clip.get_model_config(name)
+        vision, text, pooled = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
+        resnet = not isinstance(vision["layers"], int)
+        stride, features = (32, 32 * vision["width"]) if resnet else (vision["patch_size"], vision["width"])
+        assert known == ((vision["image_size"] // stride) ** 2, features, text["width"], pooled), name

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
 from jobs.spec import JOB_KINDS, parse_job_spec
 from orchestrator.errors import UserError
@@ -277,11 +278,50 @@ def test_that_there_is_one_primary_config_per_job_kind(composer: Composer) -> No
         ("train", ["experiment=covloss_coco", "objective=covariance"]),
         ("train", ["experiment=dinosaur_covloss", "objective=covariance_features"]),
         ("train", ["experiment=dinosaur", "miniature=coco"]),
+        ("prepare", ["data=toy_clevr"]),
+        ("prepare", ["data=toy_clevr_mini"]),
+        ("prepare", ["data=clips"]),
+        ("embed", ["backbone=clip_vit_b32"]),
+        ("embed", ["backbone=clip_vit_b16"]),
+        ("embed", ["backbone=clip_rn50"]),
+        ("embed", ["backbone=clip_tiny"]),
+        ("train", ["experiment=language_slots"]),
+        ("train", ["experiment=language_slots", "model/text2slot=none"]),
+        ("train", ["experiment=language_slots", "model/text2slot=transformer"]),
+        ("train", ["experiment=language_slots", "backbone@online=clip_rn50", "model.token_norm=true"]),
+        ("train", ["experiment=language_slots", "objective=semantic_contrastive"]),
+        ("train", ["experiment=language_slots", "objective=semantic_text"]),
+        ("train", ["experiment=language_slots", "objective=semantic_names"]),
+        ("train", ["experiment=language_slots", "miniature=language"]),
     ],
 )
 def test_that_every_config_names_every_field_of_its_spec(composer: Composer, job: str, overrides: list[str]) -> None:
+    """A null that stands for what follows from other keys is filled in; nothing else changes."""
     config = composer.compose(job, overrides)
-    assert parse_job_spec(config).model_dump(mode="json") == config
+    assert filled(parse_job_spec(config).model_dump(mode="json"), config) == config
+
+
+def filled(found: Any, config: Any) -> Any:
+    """What was found, with null where the configuration has it."""
+    if isinstance(found, dict) and isinstance(config, dict) and found.keys() == config.keys():
+        return {key: None if config[key] is None else filled(value, config[key]) for key, value in found.items()}
+    return found
+
+
+def test_that_a_language_models_sizes_follow_from_its_towers(composer: Composer) -> None:
+    def sizes(*overrides: str) -> tuple[bool, int, int, int, int]:
+        model = parse_job_spec(composer.compose("train", ["experiment=language_slots", *overrides])).model
+        return model.global_features, model.tokens, model.feature_size, model.text_size, model.decoder.initial_resolution
+
+    assert sizes() == (False, 49, 768, 512, 7)
+    assert sizes("online.global_features=true") == (True, 1, 512, 512, 7)
+    assert sizes("backbone@online=clip_rn50") == (False, 49, 2048, 512, 7)
+    assert sizes("model.decoder.channels=[64,64,64,64]") == (False, 49, 768, 512, 14)
+    assert sizes("miniature=language", "online.global_features=true") == (True, 1, 24, 16, 2)
+    with pytest.raises(ValidationError, match="there are none: give numbers"):
+        sizes("features=cached")
+    with pytest.raises(ValidationError, match="makes 448 x 448 pixels, resolution is 224"):
+        sizes("model.decoder.initial_resolution=14")
 
 
 def test_that_adaslot_has_the_papers_sparsity_unless_told_otherwise(composer: Composer) -> None:
