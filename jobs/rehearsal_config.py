@@ -6,10 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.data.clips_actions import FRAMES
+
 STEPS = 3
 SPARE = 8
 """Images of a second, uneven batch."""
 VALIDATION = 16
+CLIPS = 2
+"""On disk; 34 frames each."""
 
 
 def shorten(config: Mapping[str, Any], *, batch_size: int) -> dict[str, Any]:
@@ -35,13 +39,19 @@ def shorten(config: Mapping[str, Any], *, batch_size: int) -> dict[str, Any]:
 
 
 def _less_data(data: dict[str, Any], *, batch_size: int) -> dict[str, Any]:
+    validation = VALIDATION
     if data["kind"] == "coco":
         for key, made, most in (("max_train", "train_images", batch_size + SPARE), ("max_val", "val_images", VALIDATION)):
             data[key] = min(data[key] or most, most)
             if data["generator"] is not None:
                 data["generator"][made] = min(data["generator"][made], most)
         return data
-    for split, most in (("train", 2 * batch_size), ("test", VALIDATION)):
+    if data["kind"] == "clips":
+        data["max_clips"] = min(data["max_clips"] or CLIPS, CLIPS)
+        return data
+    if data["kind"] == "toy_clevr":
+        batch_size, validation = -(-batch_size // FRAMES), 1
+    for split, most in (("train", 2 * batch_size), ("test", validation)):
         data[split]["count"] = min(data[split]["count"], most)
     data["test"]["first"] = data["train"]["first"] + data["train"]["count"]
     return data

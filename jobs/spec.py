@@ -176,6 +176,8 @@ class ClipsSpec(Spec):
     """Frames are resized (bicubic, short side) and cropped in the centre."""
     max_n_objects: int = Field(default=6, ge=3)
     """Clips with more objects are left out; has nothing to do with the model's number of slots."""
+    max_clips: int | None = Field(default=None, ge=1)
+    """Only the first so many clips of each split: for trials."""
     fine_grained: bool = True
     """A frame's sentence is that of its phase; `false`: all four phases of the clip, joined by ", "."""
 

@@ -110,7 +110,7 @@ def open_clips(spec: ClipsSpec) -> ClipData:
         DataError: what is missing or damaged, by file; no clip is left by `max_n_objects`; a clip without images.
     """
     folder = Path(spec.path).expanduser()
-    scenes = {split: _scenes(folder, split, spec.max_n_objects) for split in SPLITS}
+    scenes = {split: _scenes(folder, split, spec.max_n_objects)[: spec.max_clips] for split in SPLITS}
     every = [scene for split in SPLITS for _, scene in scenes[split]]
     texts = phase_table() if spec.fine_grained else TextTable.of(clip_text(scene.nouns, scene.actions) for scene in every)
     media = media_names(folder)

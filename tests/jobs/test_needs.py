@@ -1,10 +1,96 @@
+"""What must hold between runs: told from their configurations alone, in words that name both sides."""
+
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from jobs.needs import check_needs
-from jobs.spec import MultiDSpritesSpec, PrepareSpec, TrainSpec
-from models.spec import LanguageSlotsSpec
+from jobs.spec import (
+    EmbedSpec,
+    EvaluateSpec,
+    MultiDSpritesSpec,
+    PrepareSpec,
+    ToyClevrSpec,
+    TrainSpec,
+)
+from models.spec import (
+    BackboneSpec,
+    ClipSpec,
+    DinosaurSpec,
+    LanguageSlotsSpec,
+    SlotAutoencoderSpec,
+    TransformerText2Slot,
+    UntrainedScoreSpec,
+)
+
+CLIPS = PrepareSpec(data=ToyClevrSpec())
+TEXTS = EmbedSpec(backbone=ClipSpec(), images="none", flips=False)
+NEEDS = {"prepare": CLIPS, "embed": TEXTS}
+
+
+def language(**changes: Any) -> TrainSpec:
+    return TrainSpec(**({"model": LanguageSlotsSpec(), "online": ClipSpec()} | changes))
+
+
+def test_that_a_language_model_fits_its_clips_and_towers() -> None:
+    assert check_needs(TEXTS, {"prepare": CLIPS}) == []
+    assert check_needs(language(), NEEDS) == []
+    assert check_needs(EvaluateSpec(), {**NEEDS, "train": language()}) == []
+    stored = EmbedSpec(backbone=ClipSpec(), flips=False)
+    assert check_needs(language(online=None), {**NEEDS, "embed": stored}) == []
+    assert check_needs(language(model=UntrainedScoreSpec(resolution=224), online=None, steps=0), {"prepare": CLIPS}) == []
 
 
 def test_that_a_model_of_sentences_is_refused_on_data_without_them() -> None:
-    problems = check_needs(TrainSpec(model=LanguageSlotsSpec()), {"prepare": PrepareSpec(data=MultiDSpritesSpec())})
-    assert problems == ["model.kind language_slots needs frames with sentences, and `mdsprites` has none"]
+    problems = check_needs(language(), {**NEEDS, "prepare": PrepareSpec(data=MultiDSpritesSpec())})
+    assert problems == [
+        "model.kind language_slots needs frames with sentences (kind `toy_clevr` or `clips`), and `mdsprites` has none"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "needs", "problem"),
+    [
+        (language(), {"prepare": CLIPS}, "needs a step of kind `embed` with a backbone of kind `clip`"),
+        (language(online=None), NEEDS, "stores no vision tokens (images=none)"),
+        (
+            language(online=BackboneSpec()),
+            NEEDS,
+            "online is a backbone of kind `timm`, a language model takes one of kind `clip`",
+        ),
+        (language(online=ClipSpec(name="ViT-B-32")), NEEDS, "online.name is ViT-B-32, the `embed` step's sentences come from"),
+        (language(online=ClipSpec(weights="random")), NEEDS, "online.weights is random"),
+        (language(model=LanguageSlotsSpec(tokens=196)), NEEDS, "model.tokens 196 differs from the backbone's 49"),
+        (language(model=LanguageSlotsSpec(text_size=768)), NEEDS, "model.text_size 768 differs from the backbone's 512"),
+        (language(model=LanguageSlotsSpec(text2slot=TransformerText2Slot())), NEEDS, "an `embed` step with text=tokens"),
+        (language(flip=True), NEEDS, "would contradict left and right in its sentence"),
+        (
+            language(),
+            {**NEEDS, "prepare": PrepareSpec(data=ToyClevrSpec(resolution=64))},
+            "model.resolution 224 differs from the data's 64 x 64 frames",
+        ),
+        (
+            TrainSpec(model=SlotAutoencoderSpec()),
+            {"prepare": CLIPS},
+            "model.kind slot_autoencoder is not for clips with sentences",
+        ),
+        (TrainSpec(model=DinosaurSpec(), online=ClipSpec()), {"prepare": CLIPS}, "which is for model.kind language_slots"),
+        (EmbedSpec(), {"prepare": CLIPS}, "backbone of kind `timm` needs data of kind `coco`, not `toy_clevr`"),
+        (EmbedSpec(backbone=ClipSpec()), {"prepare": CLIPS}, "set flips to false"),
+        (
+            EmbedSpec(backbone=ClipSpec(), flips=False),
+            {"prepare": PrepareSpec(data=ToyClevrSpec(resolution=64))},
+            "data.resolution is 64, and ViT-B-32-quickgelu with 49 tokens takes 224",
+        ),
+        (
+            EmbedSpec(backbone=ClipSpec(), flips=False),
+            {"prepare": PrepareSpec(data=MultiDSpritesSpec())},
+            "backbone of kind `clip` needs data of kind `toy_clevr` or `clips`, not `mdsprites`",
+        ),
+        (EvaluateSpec(), {"prepare": CLIPS, "train": language()}, "evaluating a language model needs the `embed` step too"),
+    ],
+)
+def test_that_what_does_not_fit_is_named(spec: Any, needs: dict[str, Any], problem: str) -> None:
+    assert any(problem in found for found in check_needs(spec, needs)), check_needs(spec, needs)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from jobs.data import clips_media
 from jobs.data.clips import check_clips, open_clips, square
-from jobs.data.clips_actions import FRAMES
+from jobs.data.clips_actions import COLORS, FRAMES, NOT_NAMED, SHAPES
 from jobs.data.clips_files import clips_content_hash
 from jobs.data.clips_media import write_video
 from jobs.data.clips_writer import Form, write_clips
@@ -73,6 +73,26 @@ def test_that_written_clips_come_back_exactly(made: Callable[[Form], Path], form
         assert np.array_equal(one.labels_BSS, other.labels_BSS)
         assert np.array_equal(one.sentences_B, other.sentences_B)
         assert np.array_equal(one.named_B2, other.named_B2)
+        assert np.array_equal(one.names_B22, other.names_B22)
+        assert np.array_equal(loaded.sentences(indices), one.sentences_B)
+        assert np.array_equal(expected.sentences(indices), one.sentences_B)
+
+
+def test_that_names_are_what_the_sentence_calls_its_objects(made: Callable[[Form], Path]) -> None:
+    data = open_clips(spec(made("ffv1")))
+    batch = data.train.read(np.arange(0, data.train.count, 5))
+    for sentence, pair_22 in zip(batch.sentences_B.tolist(), batch.names_B22.tolist(), strict=True):
+        called = [f"the {COLORS[color]} {SHAPES[shape]}" for color, shape in pair_22 if color != NOT_NAMED]
+        text = data.texts.text(sentence)
+        assert text.endswith(called[-1])
+        assert called[0] in text
+
+
+def test_that_only_the_first_clips_are_read_when_asked_for(made: Callable[[Form], Path]) -> None:
+    some = open_clips(spec(made("ffv1"), max_clips=2))
+    assert (some.train.count, some.test.count) == (2 * FRAMES, 2 * FRAMES)
+    every = open_clips(spec(made("ffv1"))).train
+    assert np.array_equal(some.train.read(np.array([5, 40])).images_BSS3, every.read(np.array([5, 40])).images_BSS3)
 
 
 def test_that_frames_coded_from_their_neighbours_are_the_right_ones(made: Callable[[Form], Path]) -> None:
