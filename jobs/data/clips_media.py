@@ -36,12 +36,12 @@ def read_frames(path: Path, wanted: Sequence[int]) -> list[UInt8]:
     Raises:
         DataError: missing, unreadable, no picture in it, or fewer than 34 frames.
     """
-    return _from_video(path, wanted) if path.suffix else [_open_image(file, "RGB") for file in _chosen(path, wanted)]
+    return _from_video(path, wanted) if path.suffix else [open_image(file, "RGB") for file in _chosen(path, wanted)]
 
 
 def read_masks(path: Path, wanted: Sequence[int]) -> list[UInt8]:
     """Masks [H, W] from a folder of 8-bit images, as `read_frames`."""
-    return [_open_image(file, "L") for file in _chosen(path, wanted)]
+    return [open_image(file, "L") for file in _chosen(path, wanted)]
 
 
 def _chosen(folder: Path, wanted: Sequence[int]) -> list[Path]:
@@ -51,7 +51,8 @@ def _chosen(folder: Path, wanted: Sequence[int]) -> list[Path]:
     return [files[frame] for frame in wanted]
 
 
-def _open_image(path: Path, mode: Literal["RGB", "L"]) -> UInt8:
+def open_image(path: Path, mode: Literal["RGB", "L"]) -> UInt8:
+    """Pixels of an image file; raises DataError when it cannot be read, or for "L" when it is not 8-bit grey."""
     try:
         with Image.open(path) as image:
             if mode == "L" and image.mode != "L":

@@ -103,6 +103,19 @@ def one_byte_strings(feature: Feature, *, name: str, count: int, place: Place) -
     return elements[:, 2]
 
 
+def byte_strings(feature: Feature, *, name: str, place: Place) -> list[bytes]:
+    """Decode a bytes list, its elements of any length.
+
+    Raises:
+        DataError: another kind of list.
+    """
+    _check_kind(feature, name=name, kind=ListKind.BYTES, place=place)
+    try:
+        return [bytes(value) for number, wire, value in _fields(feature.content) if number == 1 and wire is WireType.DELIMITED]
+    except _MalformedError as error:
+        raise DataError(f"feature `{name}` is not a bytes list ({error})", place=place) from error
+
+
 def floats(feature: Feature, *, name: str, count: int, place: Place) -> Float32:
     """Decode a float list, packed or not, to float32 [count].
 
