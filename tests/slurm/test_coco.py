@@ -32,12 +32,12 @@ SMALL = [
 
 
 def on_two_nodes(name: str, folder: Path) -> Path:
-    """The sweep of the repository with this cluster's partitions: embed and training as two tasks on two nodes."""
+    """The sweep of the repository with this cluster's partitions: all but `prepare` as two tasks on two nodes."""
     sweep = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text(encoding="utf-8"))
     for step, resources in sweep["resources"].items():
         resources.clear()
         resources |= {"partition": "low", "timeout_min": 30, "signal_delay_s": 30}
-        if step in ("embed", "train", "stage1", "stage2"):
+        if step != "prepare":
             resources |= {"nodes": 2, "tasks_per_node": 1}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(sweep, sort_keys=False), encoding="utf-8")
@@ -96,6 +96,11 @@ def test_that_adaslot_in_two_stages_survives_evictions_exactly(
     for run in (*first, *second):
         assert differences(struck.run_dir(run), calm.run_dir(run)) == []
         assert (struck.run_dir(run).output / "model.pt").read_bytes() == (calm.run_dir(run).output / "model.pt").read_bytes()
+    for run in of_kind(struck, "evaluate"):
+        assert [one.world_size for one in read_attempts(struck.run_dir(run))] == [2]
+        assert (struck.run_dir(run).output / "scores.json").read_bytes() == (
+            calm.run_dir(run).output / "scores.json"
+        ).read_bytes()
     table = struck("table", "adaslot")
     print(table)
     assert "AdaSlot, sparsity 0.5" in table
