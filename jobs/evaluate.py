@@ -24,7 +24,7 @@ from jobs.distributed import Group, join, leave_together
 from jobs.inputs import images_of, needed_run, open_samples, open_store
 from jobs.protocols import LabelSet, label_set
 from jobs.randomness import derived_seed
-from jobs.samples import Samples
+from jobs.samples import Pixels, Samples
 from jobs.scoring import Scored, mean_scores, score_images
 from jobs.spec import EvaluateSpec, TrainSpec
 from jobs.state import WEIGHTS
@@ -135,14 +135,14 @@ class Evaluation:
     trained: TrainSpec = field(init=False)
     samples: Samples = field(init=False)
     labels: LabelSet = field(init=False)
-    pictures_NHWC: np.ndarray = field(init=False)
+    pictures_NHWC: Pixels = field(init=False)
     progress: Progress = field(default_factory=Progress)
     """Rank 0's; what the others hold of it is nothing."""
 
     def __post_init__(self) -> None:
         self.model, self.trained = load_trained(self.run, self.group.device)
         store = open_store(self.run)
-        self.labels = label_set(store, self.spec.protocol)
+        self.labels = label_set(store, self.spec.protocol, every=self.spec.every)
         self.samples = open_samples(self.run, self.trained, store, "test", self.group.device)
         self.pictures_NHWC = images_of(store, "test")
         if not self.images:
@@ -204,6 +204,7 @@ class Evaluation:
             first=first,
             count=count,
             gate_noise=not gated or self.spec.gate == "noisy",
+            text_swap=True,
             pictures_NHWC=self.pictures_NHWC,
             keep=keep,
         )
@@ -215,7 +216,9 @@ class Evaluation:
         assert self.run.journal is not None
         progress, pieces = self.progress, len(self.pieces())
         plots.save_kept_slots(progress.kept, self.run.run_dir.artifacts)
-        counts = {"eval/images": float(self.images), "eval/images_without_objects": float(progress.without_objects)}
+        counts = {"eval/images": float(self.images)}
+        if self.labels.has_masks:
+            counts["eval/images_without_objects"] = float(progress.without_objects)
         values = summarise(progress.per_seed) | counts
         self.run.journal.metrics(pieces, values)
         self.run.run_dir.output.mkdir(exist_ok=True)

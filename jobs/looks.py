@@ -6,7 +6,7 @@ Legend: B images, N tokens on a G x G grid, C features, K slots, h x w decoder m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,18 +25,27 @@ class Look:
 
     image_HWC: np.ndarray
     """uint8."""
-    labels_HW: np.ndarray
-    """255 = void."""
+    labels_HW: np.ndarray | None
+    """255 = void; None when the true masks are not known."""
     reconstruction_HWC: np.ndarray
     """uint8; of tokens, their colours [G,G,3]."""
     masks_KHW: np.ndarray
     """float32, sums to 1 over (kept) slots."""
     target_HWC: np.ndarray | None = None
     """uint8 colours of the target tokens, in the basis of the reconstruction's; None when pixels are reconstructed."""
+    sentence: str | None = None
+    """What was said with the image."""
 
 
-def looks(pictures_NHWC: np.ndarray, labels_NHW: np.ndarray, output: SlotOutput, targets: torch.Tensor) -> Iterator[Look]:
-    """Looks of the first rows of a batch, as many as there are pictures."""
+def looks(
+    pictures_NHWC: np.ndarray,
+    labels_NHW: np.ndarray | None,
+    output: SlotOutput,
+    targets: torch.Tensor,
+    *,
+    sentences: Sequence[str] | None = None,
+) -> Iterator[Look]:
+    """Looks of the first rows of a batch, as many as there are pictures; reconstructed images are in [0, 1]."""
     masks_BKhw = output.masks_BKHW.float().cpu().numpy()
     for i in range(len(pictures_NHWC)):
         target, reconstruction = targets[i].float().cpu(), output.reconstruction[i].float().cpu()
@@ -47,10 +56,11 @@ def looks(pictures_NHWC: np.ndarray, labels_NHW: np.ndarray, output: SlotOutput,
             colours, shown = token_colours(target.numpy(), reconstruction.numpy())
         yield Look(
             image_HWC=np.array(pictures_NHWC[i]),
-            labels_HW=np.array(labels_NHW[i]),
+            labels_HW=None if labels_NHW is None else np.array(labels_NHW[i]),
             reconstruction_HWC=shown,
             masks_KHW=masks_BKhw[i],
             target_HWC=colours,
+            sentence=None if sentences is None else sentences[i],
         )
 
 

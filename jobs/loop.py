@@ -209,7 +209,7 @@ class Training:
             keep=look.panel_images,
         )
         means = scored.means()
-        seen = {f"valid/{name}": means[name] for name in ("fg_ari", "mse") if not math.isnan(means[name])}
+        seen = {f"valid/{name}": means[name] for name in ("fg_ari", "mse") if not math.isnan(means.get(name, math.nan))}
         self.run.journal.metrics(self.state.step, seen)
         if self.state.step // look.every_steps % look.panel_every == 0:
             panels.save_panel(scored.kept, self.run.run_dir.artifacts / f"panel-{self.state.step:010d}.png")

@@ -1,4 +1,7 @@
-"""Pictures of masks: a row per image; image, true masks, predicted masks, reconstruction (of tokens: target, too), slots."""
+"""Pictures of masks: a row per image; image, true masks, predicted masks, reconstruction (of tokens: target, too), slots.
+
+A row has no true masks where none are known; below it stands what was said with its image.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from jobs.looks import Look
 from jobs.protocols import VOID
@@ -18,6 +21,8 @@ SLOT_COLUMNS = 11
 """Of more slots than these, the ones that own most pixels are shown."""
 LEAST_SIDE = 96
 """Small images are enlarged (nearest neighbour) to at least this many pixels a side."""
+CAPTION = 18
+"""Height of a sentence's strip, in pixels."""
 
 
 def palette(count: int) -> np.ndarray:
@@ -55,8 +60,15 @@ def _tiles(look: Look) -> list[np.ndarray]:
         shown = np.sort(np.argsort(-np.bincount(owner_HW.ravel(), minlength=slots), kind="stable")[:SLOT_COLUMNS])
     inside = reconstruction if look.target_HWC is None else look.image_HWC
     on_white = inside[None] * masks_KHW[shown, ..., None] + 255.0 * (1.0 - masks_KHW[shown, ..., None])
-    truth = _resized(_truth(look.labels_HW), side)
-    return [look.image_HWC, truth, predicted, *tokens, reconstruction, *on_white.clip(0, 255).round().astype(np.uint8)]
+    truth = [] if look.labels_HW is None else [_resized(_truth(look.labels_HW), side)]
+    return [look.image_HWC, *truth, predicted, *tokens, reconstruction, *on_white.clip(0, 255).round().astype(np.uint8)]
+
+
+def _caption(sentence: str, width: int) -> np.ndarray:
+    """A sentence in black on white [CAPTION, width, 3]; cut off at the right when it is longer."""
+    strip = Image.new("RGB", (width, CAPTION), "white")
+    ImageDraw.Draw(strip).text((GAP, 0), sentence, fill="black", font=ImageFont.load_default(CAPTION - 6))
+    return np.asarray(strip)
 
 
 def draw_panel(looks: Sequence[Look]) -> Image.Image:
@@ -72,6 +84,8 @@ def draw_panel(looks: Sequence[Look]) -> Image.Image:
             for tile in _tiles(look)
         ]
         rows.append(np.concatenate(tiles, axis=1))
+        if look.sentence is not None:
+            rows.append(_caption(look.sentence, rows[-1].shape[1]))
     return Image.fromarray(np.concatenate(rows, axis=0).astype(np.uint8))
 
 

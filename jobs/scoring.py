@@ -1,6 +1,7 @@
 """Scores of one model on labelled images, per image and in the mean. Used by validation and by `evaluate`.
 
-Slot noise of image i is the draw named by (noise seed, i), so a score does not depend on batch size.
+Slot noise of image i is the draw named by (noise seed, i), so a score does not depend on batch size. Without true masks there
+are scores of the reconstruction and of swapped sentences alone.
 Legend: N images, B of a batch, K slots, H x W pixels, h x w decoder masks, G x G tokens.
 """
 
@@ -12,12 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from jobs import grounding
 from jobs.looks import Look, looks
-from jobs.protocols import LabelSet, ProtocolName, by_protocol, predicted_ids
+from jobs.protocols import LabelSet, ProtocolName, Truth, by_protocol, label_table, predicted_ids
 from jobs.randomness import standard_normal
-from jobs.samples import Samples
+from jobs.samples import Pixels, Samples
 from models import clustering, scores
-from models.slot_model import SlotModel, SlotOutput
+from models.clip_pixels import denormalised
+from models.slot_model import ConditionedInputs, Inputs, SlotModel, SlotOutput
 
 GATE_VALUES = 2
 """The last noise values of a gated model's slot are its gate's; equal ones are no noise (models/slot_model.py)."""
@@ -31,25 +34,20 @@ class Scored:
 
     per_image: dict[str, np.ndarray]
     objects_N: np.ndarray
-    """Objects that an image shows under the protocol's masks."""
+    """Objects that an image shows under the protocol's masks; [0] when there are no masks."""
     kept: list[Look] = field(default_factory=list)
 
     def means(self) -> dict[str, float]:
-        """Mean of each score over the images that define it; NaN when none does."""
+        """As `mean_scores`."""
         return mean_scores(self.per_image)
 
 
 def mean_scores(per_image: dict[str, np.ndarray]) -> dict[str, float]:
-    """Mean of each score over the images that define it; NaN when none does."""
-    return {name: float(np.nanmean(values)) if np.isfinite(values).any() else float("nan") for name, values in per_image.items()}
-
-
-def _table(labels_BHW: torch.Tensor, ids_BHW: torch.Tensor, num_slots: int) -> torch.Tensor:
-    """Counts without void pixels; of uint8 labels, since 255 + 1 is 0 there: one row more, which is dropped."""
-    assert labels_BHW.dtype == torch.uint8
-    shifted_BHW = labels_BHW + 1
-    num_labels = max(2, int(shifted_BHW.max()) + 1)
-    return scores.contingency(shifted_BHW, ids_BHW, num_labels=num_labels, num_predictions=num_slots)[:, 1:]
+    """Mean of each score over the images that define it; NaN when none does. `src_slot` becomes `binding_accuracy`."""
+    means = {name: float(np.nanmean(values)) if np.isfinite(values).any() else float("nan") for name, values in per_image.items()}
+    if means.pop(grounding.SRC_SLOT, None) is not None:
+        means["binding_accuracy"] = grounding.binding(per_image[grounding.SRC_SLOT])
+    return means
 
 
 def _overlaps(counts_BCK: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -67,7 +65,11 @@ def instance_scores(
     labels_BHW: torch.Tensor, ids_BHW: torch.Tensor, *, num_slots: int, protocol: ProtocolName
 ) -> dict[str, torch.Tensor]:
     """Scores [B] of predicted slots against instance masks, and `objects`, by the protocol's rules."""
-    counts_BCK = _table(labels_BHW, ids_BHW, num_slots)
+    return scores_of_table(label_table(labels_BHW, ids_BHW, num_slots), protocol)
+
+
+def scores_of_table(counts_BCK: torch.Tensor, protocol: ProtocolName) -> dict[str, torch.Tensor]:
+    """The same from counts of pixels by instance and slot."""
     objects_B = scores.object_counts(counts_BCK)
     found = by_protocol(_overlaps(counts_BCK), objects_B, protocol)
     pairs = clustering.pair_scores(counts_BCK)
@@ -90,24 +92,26 @@ def class_scores(
     labels_BHW: torch.Tensor, ids_BHW: torch.Tensor, *, num_slots: int, protocol: ProtocolName
 ) -> dict[str, torch.Tensor]:
     """Scores [B] of predicted slots against class masks: instances of one class are one object."""
-    counts_BCK = _table(labels_BHW, ids_BHW, num_slots)
+    counts_BCK = label_table(labels_BHW, ids_BHW, num_slots)
     found = by_protocol(_overlaps(counts_BCK), scores.object_counts(counts_BCK), protocol)
     return {f"{name}_class": found[name] for name in OF_CLASSES}
 
 
-def _score_batch(output: SlotOutput, targets: torch.Tensor, labels: LabelSet, images: np.ndarray) -> dict[str, torch.Tensor]:
-    """Every score [B] of a batch whose images have the numbers `images`, and `objects`."""
-    device, num_slots = targets.device, output.masks_BKHW.shape[1]
-    instances_BHW = torch.from_numpy(np.array(labels.instances_NHW[images])).to(device)
-    size = (int(instances_BHW.shape[1]), int(instances_BHW.shape[2]))
-    ids_BHW = predicted_ids(output.masks_BKHW, size, labels.protocol)
-    found = instance_scores(instances_BHW, ids_BHW, num_slots=num_slots, protocol=labels.protocol)
-    if labels.classes_NHW is not None:
-        classes_BHW = torch.from_numpy(np.array(labels.classes_NHW[images])).to(device)
-        found |= class_scores(classes_BHW, ids_BHW, num_slots=num_slots, protocol=labels.protocol)
+def _score_batch(output: SlotOutput, targets: torch.Tensor, truth: Truth, protocol: ProtocolName) -> dict[str, torch.Tensor]:
+    """Every score [B] of a batch, and `objects` when its masks are known."""
+    found: dict[str, torch.Tensor] = {}
+    num_slots = output.masks_BKHW.shape[1]
+    if truth.instances_BHW is not None:
+        size = (int(truth.instances_BHW.shape[1]), int(truth.instances_BHW.shape[2]))
+        ids_BHW = predicted_ids(output.masks_BKHW, size, protocol)
+        counts_BCK = label_table(truth.instances_BHW, ids_BHW, num_slots)
+        found |= scores_of_table(counts_BCK, protocol)
+        if truth.classes_BHW is not None:
+            found |= class_scores(truth.classes_BHW, ids_BHW, num_slots=num_slots, protocol=protocol)
+        if truth.named_B2 is not None:
+            found |= grounding.named_scores(counts_BCK, truth.named_B2)
     found["stripe"] = scores.stripe(output.masks_BKHW)
-    errors = (output.reconstruction - targets).square()
-    found["mse"] = errors.mean(dim=tuple(range(1, errors.ndim)))
+    found["mse"] = grounding.squared_error(output, targets)
     if output.keep_BK is not None:
         found["kept_slots"] = output.keep_BK.sum(dim=1)
     return found
@@ -124,6 +128,24 @@ def _batches(images: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     return (images[start : start + batch_size] for start in range(0, len(images), batch_size))
 
 
+def _read(
+    samples: Samples, images: np.ndarray, device: torch.device, *, told: np.ndarray | None = None
+) -> tuple[Inputs, torch.Tensor]:
+    unmirrored = np.zeros(len(images), dtype=np.bool_)
+    return samples.convert(tuple(one.to(device) for one in samples.read(images, unmirrored, told)))
+
+
+def _looks(
+    output: SlotOutput, inputs: Inputs, targets: torch.Tensor, labels: LabelSet, pictures: np.ndarray, rows: np.ndarray
+) -> list[Look]:
+    """Looks of the images with the numbers `rows`, the first of the batch."""
+    shown = output
+    if isinstance(inputs, ConditionedInputs):
+        shown = output._replace(reconstruction=denormalised(output.reconstruction))
+    masks_NHW = labels.instances_NHW[rows] if labels.has_masks else None
+    return list(looks(pictures, masks_NHW, shown, targets, sentences=labels.sentences(rows)))
+
+
 @torch.no_grad()
 def score_images(
     model: SlotModel,
@@ -136,27 +158,39 @@ def score_images(
     first: int = 0,
     count: int | None = None,
     gate_noise: bool = True,
-    pictures_NHWC: np.ndarray | None = None,
+    text_swap: bool = False,
+    pictures_NHWC: Pixels | None = None,
     keep: int = 0,
 ) -> Scored:
     """Score `model` in fp32 on `count` (all) of the images that the labels' protocol scores, from the `first` of them on.
 
-    `gate_noise=False` is for gated models only. Of the first `keep` images a look is kept, with the uint8 picture [H,W,3]
-    that stands for the image in `pictures_NHWC`.
+    `gate_noise=False` is for gated models only. `text_swap` scores a model that is told sentences a second time, each image
+    with the next clip's. Of the first `keep` images a look is kept, with the uint8 picture [H,W,3] that stands for the image in
+    `pictures_NHWC`.
     """
     images = labels.scored()[first : None if count is None else first + count]
     found: dict[str, list[torch.Tensor]] = {}
     kept: list[Look] = []
     for chosen in _batches(images, batch_size):
-        stored = samples.read(chosen, np.zeros(len(chosen), dtype=np.bool_))
-        inputs, targets = samples.convert(tuple(one.to(device) for one in stored))
+        inputs, targets = _read(samples, chosen, device)
         noise_BKZ = torch.from_numpy(_noise(model, noise_seed, chosen, gate_noise)).to(device)
         output: SlotOutput = model(inputs, noise_BKZ)
-        for name, values in _score_batch(output, targets, labels, chosen).items():
+        truth = labels.truth(chosen, device)
+        scored = _score_batch(output, targets, truth, labels.protocol)
+        if isinstance(inputs, ConditionedInputs):
+            if truth.instances_BHW is not None:
+                scored |= grounding.attention_scores(output.attention_BKN, truth.instances_BHW, labels.protocol)
+            told = grounding.other_scene(chosen, samples.count)
+            if text_swap and inputs.text is not None and told is not None:
+                other_inputs, _ = _read(samples, chosen, device, told=told)
+                assert isinstance(other_inputs, ConditionedInputs)
+                other = grounding.Told(other_inputs, model(other_inputs, noise_BKZ))
+                scored |= grounding.swap_scores(grounding.Told(inputs, output), other, targets, truth, labels.protocol)
+        for name, values in scored.items():
             found.setdefault(name, []).append(values.double().cpu())
         if pictures_NHWC is not None and len(kept) < keep:
             rows = chosen[: keep - len(kept)]
-            kept += looks(pictures_NHWC[rows], labels.instances_NHW[rows], output, targets)
+            kept += _looks(output, inputs, targets, labels, pictures_NHWC[rows], rows)
     per_image = {name: torch.cat(values).numpy() for name, values in found.items()}
     objects_N = per_image.pop("objects", np.zeros(0))
     return Scored(per_image=per_image, objects_N=objects_N.astype(np.int64), kept=kept)

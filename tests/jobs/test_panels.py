@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from jobs.looks import Look, looks, token_colours
-from jobs.panels import GAP, SLOT_COLUMNS, draw_panel, palette, save_panel
+from jobs.panels import CAPTION, GAP, SLOT_COLUMNS, draw_panel, palette, save_panel
 from jobs.plots import kept_by_objects, save_kept_slots
 from models.slot_model import SlotOutput
 
@@ -76,6 +77,28 @@ def test_that_a_panel_of_many_slots_shows_those_that_own_most() -> None:
     assert panel.shape[1] == (5 + SLOT_COLUMNS) * tile
     owners = [panel[GAP + 5, (5 + k) * tile + GAP + 90].tolist() for k in range(3)]
     assert owners == [[255, 255, 255], [200, 200, 200], [255, 255, 255]]
+
+
+def test_that_a_sentence_stands_below_its_row() -> None:
+    plain = np.asarray(draw_panel([look(), look()]))
+    spoken = np.asarray(draw_panel([replace(look(), sentence="put the red cube behind the blue cone"), look()]))
+    tile = plain.shape[0] // 2
+    assert spoken.shape == (2 * tile + CAPTION, plain.shape[1], 3)
+    np.testing.assert_array_equal(spoken[:tile], plain[:tile])
+    np.testing.assert_array_equal(spoken[tile + CAPTION :], plain[tile:])
+    caption = spoken[tile : tile + CAPTION]
+    assert caption.min() < 64
+    assert (caption[:, 300:] == 255).all()  # about 40 letters of 6 pixels
+    other = np.asarray(draw_panel([replace(look(), sentence="lift up the red cube")]))[tile:]
+    assert (other != caption[:, : other.shape[1]]).any()
+
+
+def test_that_a_row_without_true_masks_has_a_tile_less() -> None:
+    tile = 96 + 2 * GAP
+    panel = np.asarray(draw_panel([replace(look(), labels_HW=None)]))
+    whole = np.asarray(draw_panel([look()]))
+    assert panel.shape[1] == (3 + 3) * tile
+    np.testing.assert_array_equal(panel, np.concatenate([whole[:, :tile], whole[:, 2 * tile :]], axis=1))
 
 
 def test_that_tokens_are_coloured_in_the_targets_basis() -> None:

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.data.clip_store import ClipStore, clip_manifest, open_source
+from jobs.data.clips_frames import FrameBatch
+from jobs.data.clips_texts import TextTable
 from jobs.data.coco import coco_manifest, open_coco
 from jobs.data.coco_files import annotation_file
 from jobs.data.coco_generator import write_miniature
@@ -16,9 +19,10 @@ from jobs.data.coco_store import MASK_SIDES, CocoManifest, CocoStore
 from jobs.data.errors import DataError
 from jobs.data.store import SPLITS, ImageStore, write_manifest
 from jobs.data.writer import StoreWriter
-from jobs.protocols import label_set
+from jobs.frame_labels import FrameLabels
+from jobs.protocols import LabelSet, label_set
 from jobs.scoring import instance_scores
-from jobs.spec import CocoGeneratorSpec, CocoSpec
+from jobs.spec import CocoGeneratorSpec, CocoSpec, RecordRange, ToyClevrSpec
 
 
 @pytest.fixture
@@ -102,8 +106,66 @@ def test_that_other_protocols_score_every_image(squashed: CocoStore) -> None:
     assert label_set(squashed, "own").scored().tolist() == [0, 1, 2, 3]
 
 
+@pytest.fixture(scope="module")
+def clips() -> ClipStore:
+    """Two procedural test clips."""
+    spec = ToyClevrSpec(resolution=32, train=RecordRange(first=0, count=1), test=RecordRange(first=1, count=2))
+    data = open_source(spec)
+    return ClipStore(path=Path("store"), manifest=clip_manifest(spec, data), data=data)
+
+
+def test_that_the_labels_of_clips_are_those_of_their_frames(clips: ClipStore) -> None:
+    found, images = label_set(clips, "own", every=9), np.array([0, 45, 9, 66])
+    expected = clips.frames("test").read(images)
+    assert found.has_masks
+    assert found.scored().tolist() == [0, 9, 18, 27, 36, 45, 54, 63]
+    assert len(found.instances_NHW) == 68
+    np.testing.assert_array_equal(found.instances_NHW[images], expected.labels_BSS)
+    named = found.named(images)
+    assert named is not None
+    assert named.dtype == np.int64
+    np.testing.assert_array_equal(named, expected.named_B2)
+    np.testing.assert_array_equal(found.named(images[1:]), expected.named_B2[1:])  # not what was asked for before
+    assert found.sentences(images) == [clips.texts.text(number) for number in expected.sentences_B.tolist()]
+    truth = found.truth(images, torch.device("cpu"))
+    assert truth.instances_BHW is not None
+    assert truth.named_B2 is not None
+    assert (truth.instances_BHW.dtype, truth.named_B2.dtype, truth.classes_BHW) == (torch.uint8, torch.int64, None)
+
+
+def test_that_clips_know_no_protocol_but_their_own(clips: ClipStore) -> None:
+    for protocol in ("official", "gd", "covloss"):
+        with pytest.raises(DataError, match=f"no masks of protocol {protocol}"):
+            label_set(clips, protocol)  # type: ignore[arg-type]
+
+
+class Unmasked:
+    """Frames of clips on disk without masks."""
+
+    has_labels, count, resolution = False, 34, 8
+
+    def sentences(self, indices_B: np.ndarray) -> np.ndarray:
+        return np.zeros(len(indices_B), np.int64)
+
+    def read(self, indices_B: np.ndarray) -> FrameBatch:
+        images, numbers = np.zeros((len(indices_B), 8, 8, 3), np.uint8), np.zeros((len(indices_B), 2), np.int64)
+        names = np.zeros((len(indices_B), 2, 2), np.int64)
+        return FrameBatch(images_BSS3=images, labels_BSS=None, sentences_B=numbers[:, 0], named_B2=numbers, names_B22=names)
+
+
+def test_that_clips_without_masks_have_images_to_score_and_no_truth() -> None:
+    found = LabelSet(instances_NHW=FrameLabels(frames=Unmasked(), texts=TextTable(texts=("a",))))
+    assert not found.has_masks
+    assert len(found.scored()) == 34
+    assert found.truth(np.arange(3), torch.device("cpu")) == (None, None, None)
+    with pytest.raises(ValueError, match="no masks"):
+        found.instances_NHW[np.arange(3)]
+
+
 def test_that_sprites_have_no_classes(data: Path) -> None:
     store = ImageStore.open(data / "data" / "output" / "store")
     found = label_set(store, "own")
     assert found.classes_NHW is None
+    assert found.named(np.arange(2)) is None
+    assert found.sentences(np.arange(2)) is None
     np.testing.assert_array_equal(found.instances_NHW, store.split("test").labels)

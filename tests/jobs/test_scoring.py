@@ -22,7 +22,7 @@ class Reader:
 
     count = 5
 
-    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> tuple[torch.Tensor, ...]:
+    def read(self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
         assert not mirrored.any()
         return (torch.from_numpy(indices).float()[:, None, None].expand(-1, GRID**2, 2).clone(),)
 
@@ -136,6 +136,28 @@ def test_that_covloss_leaves_out_images_without_annotation(annotated: list[int] 
     assert torch.cat(model.inputs)[:, 0, 0].tolist() == expected
     assert found.per_image["fg_ari"].tolist() == [1] * len(expected)
     assert np.isnan(found.per_image["mbo"][found.objects_N == 0]).all()
+
+
+def test_that_every_nth_image_scores_as_in_the_whole() -> None:
+    whole, some = Columns(gated=False), Columns(gated=False)
+    everything, found = score(whole, labels()), score(some, labels(every=2))
+    assert torch.cat(some.inputs)[:, 0, 0].tolist() == [0, 2, 4]
+    assert torch.equal(torch.cat(whole.noise)[::2], torch.cat(some.noise))
+    for name, values in everything.per_image.items():
+        np.testing.assert_array_equal(values[::2], found.per_image[name])
+    assert found.objects_N.tolist() == [2, 0, 2]
+
+
+def test_that_every_nth_image_is_counted_before_those_without_annotation_are_left_out() -> None:
+    annotated = np.array([0, 1, 1, 1, 1], dtype=bool)
+    assert labels(protocol="covloss", annotated_N=annotated, every=2).scored().tolist() == [2, 4]
+    assert labels(protocol="covloss", every=3).scored().tolist() == [0, 3]
+    assert labels(every=7).scored().tolist() == [0]
+
+
+def test_that_images_without_sentences_have_no_scores_of_them() -> None:
+    found = score(Columns(gated=False), labels(), text_swap=True).per_image
+    assert not any(part in name for name in found for part in ("named", "swap", "attention", "src_slot", "binding"))
 
 
 def test_that_slot_noise_follows_the_image_when_others_are_left_out() -> None:
