@@ -17,8 +17,8 @@ MOST_PX = 480
 
 
 def row_panels(root: Root, record: SweepRecord) -> dict[str, Path]:
-    """Row label -> the panel of the first cell of that row that has one, in the table's order."""
-    if record.table is None:
+    """Row label -> the panel of the first cell of that row that has one, in the table's order; none without rows."""
+    if record.table is None or record.table.rows is None:
         return {}
     found: dict[str, Path] = {}
     options = record.axes[record.table.rows].options

@@ -12,6 +12,7 @@ from orchestrator.cli.common import open_desk, sweep_name
 from orchestrator.cluster import find_slurm
 from orchestrator.errors import ClusterError, Problem, UserError
 from orchestrator.tables.assemble import assemble, metrics_of
+from orchestrator.tables.model import TableModel
 from orchestrator.tables.render import Format, render
 from orchestrator.tracking.record import SweepRecord
 from orchestrator.workspace import Root
@@ -34,6 +35,26 @@ def write_pictures(root: Root, record: SweepRecord, path: Path) -> None:
     click.echo(f"wrote {path}", err=True)
 
 
+def check_plot(path: Path) -> None:
+    """Raises UserError for a file that no plot can be written to, before anything is asked of the tracker."""
+    from orchestrator.tables.plot import SUFFIXES
+
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(Problem(what="is no format of a plot", where="--plot", value=str(path), allowed=", ".join(SUFFIXES)))
+
+
+def write_plot(model: TableModel, path: Path) -> None:
+    """The effects of the table as a dot plot."""
+    from orchestrator.tables.plot import draw
+
+    figure = draw(model)
+    try:
+        figure.savefig(path, dpi=160)
+    except OSError as error:
+        raise UserError(Problem(what=f"cannot write the plot: {error.strerror}", where=str(path))) from error
+    click.echo(f"wrote {path}", err=True)
+
+
 @click.command("table")
 @click.argument("sweep")
 @click.option(
@@ -41,13 +62,18 @@ def write_pictures(root: Root, record: SweepRecord, path: Path) -> None:
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
 @click.option("--pictures", type=click.Path(path_type=Path, dir_okay=False), help="Also write a PNG with one mask panel per row.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the effects: .png, .pdf or .svg.")
 @click.option("--no-ship", is_flag=True, help="Only read what the tracker has already.")
 @click.pass_obj
-def command(root: Path, sweep: str, style: str, output: Path | None, pictures: Path | None, no_ship: bool) -> None:
+def command(
+    root: Path, sweep: str, style: str, output: Path | None, pictures: Path | None, plot: Path | None, no_ship: bool
+) -> None:
     """Print the table of SWEEP (its name or its file) with the paper's numbers beside ours."""
     from orchestrator.shipping import ship_sweeps
     from orchestrator.tracking.reader import read_sweep, read_values
 
+    if plot is not None:
+        check_plot(plot)
     name = Path(sweep).stem if sweep.endswith((".yaml", ".yml")) else sweep
     uri = ""
     if Root(root.absolute()).store.exists():
@@ -69,9 +95,12 @@ def command(root: Path, sweep: str, style: str, output: Path | None, pictures: P
             )
         )
     record = read_sweep(uri, name)
-    text = render(assemble(record, read_values(uri, record, metrics_of(record))), Format(style))
+    model = assemble(record, read_values(uri, record, metrics_of(record)))
+    text = render(model, Format(style))
     if pictures is not None:
         write_pictures(Root(root.absolute()), record, pictures)
+    if plot is not None:
+        write_plot(model, plot)
     if output is None:
         click.echo(text, nl=not text.endswith("\n"))
         return

@@ -80,17 +80,27 @@ class Value:
     scale: float = 1.0
     digits: int = 2
     better: str = "higher"
-    """`higher` or `lower`."""
+    """`higher`, `lower` or `neutral` (a number to know, not to win)."""
     over: str | None = None
     """The axis that mean and sd run over (usually `seed`)."""
     label: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """How cells become a table; `rows` and `columns` are axis names."""
+class Factorial:
+    """Axes of two options each that are crossed with each other; the table shows their effects instead of rows."""
 
-    rows: str
+    factors: tuple[str, ...]
+    """The first option of an axis is its low level, the second its high one: an effect is high minus low."""
+    within: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """factor -> options: the effects of the other factors again, over the cells with that option alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """How cells become a table; `rows` and `columns` are axis names. Without rows it is a factorial one."""
+
+    rows: str | None
     columns: str | None
     value: Value
     more: tuple[Value, ...] = ()
@@ -100,6 +110,15 @@ class Table:
     paper_source: str = ""
     protocol: str | Mapping[str, str] = ""
     """How the paper's number was measured, where it differs from ours; or that by column option."""
+    base: str | None = None
+    """A row option: below each number, the other rows' differences from this one."""
+    factorial: Factorial | None = None
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The axes that tell the table's cells apart."""
+        rows = self.factorial.factors if self.factorial is not None else (self.rows,)
+        return tuple(axis for axis in (*rows, self.columns) if axis is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from orchestrator.errors import Problem, UserError
 from orchestrator.lifecycle import RunState
 from orchestrator.sweep.model import Table, Value
-from orchestrator.tables.model import Block, Gap, Heading, Mark, Sample, TableCell, TableModel
+from orchestrator.tables.effects import HOW_PAIRED, against_base
+from orchestrator.tables.factorial import HOW_CROSSED, Factor, Point, crossed
+from orchestrator.tables.model import Block, Effects, Gap, Heading, Mark, Sample, TableCell, TableModel
 from orchestrator.tracking.record import CellEntry, SweepRecord
 
 Values = Mapping[str, Mapping[str, float]]
 """run id -> metric -> value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A row of the table and where its cells lie (axis -> option)."""
+
+    heading: Heading
+    at: Mapping[str, str]
 
 
 def metrics_of(record: SweepRecord) -> tuple[str, ...]:
@@ -29,19 +39,21 @@ def assemble(record: SweepRecord, values: Values) -> TableModel:
     Only finished runs count: a running one has a metric already, and it is not the number that was asked for.
     """
     table = _table(record)
-    rows = _headings(record, table.rows)
+    rows = _rows(record, table)
     columns = (Heading(option="", label=""),) if table.columns is None else _headings(record, table.columns)
     blocks = _said_once([_block(record, values, table, value, rows, columns) for value in (table.value, *table.more)])
     paper = f"paper: {table.paper_source or 'no source given'}" if table.paper else ""
     protocols = _protocols(table, columns) if table.paper else []
+    how = HOW_CROSSED if table.factorial is not None else HOW_PAIRED if table.base is not None else ""
     return TableModel(
         sweep=record.name,
         title=record.title,
         comment=record.comment,
-        rows=rows,
+        rows=tuple(row.heading for row in rows),
         columns=columns,
         blocks=blocks,
-        notes=tuple(note for note in (paper, *protocols, record.note) if note),
+        notes=tuple(note for note in (how, paper, *protocols, record.note) if note),
+        means_shown=table.factorial is None,
     )
 
 
@@ -52,6 +64,12 @@ def _said_once(blocks: Sequence[Block]) -> tuple[Block, ...]:
     for block in blocks:
         kept.append(replace(block, footnotes=tuple(note for note in block.footnotes if note not in said)))
         said.update(block.footnotes)
+        if block.effects is not None:
+            notes = block.effects.footnotes
+            kept[-1] = replace(
+                kept[-1], effects=replace(block.effects, footnotes=tuple(note for note in notes if note not in said))
+            )
+            said.update(notes)
     return tuple(kept)
 
 
@@ -79,12 +97,26 @@ def _headings(record: SweepRecord, axis: str) -> tuple[Heading, ...]:
     )
 
 
+def _rows(record: SweepRecord, table: Table) -> list[_Row]:
+    """The options of the row axis, or the combinations of the factors, that some cell uses."""
+    if table.rows is not None:
+        return [_Row(heading=heading, at={table.rows: heading.option}) for heading in _headings(record, table.rows)]
+    factors = () if table.factorial is None else table.factorial.factors
+    points = dict.fromkeys(tuple(cell.coordinates[factor] for factor in factors) for cell in record.cells)
+    found = []
+    for point in points:
+        at = dict(zip(factors, point, strict=True))
+        label = ", ".join(record.axes[factor].options[option].label for factor, option in at.items())
+        found.append(_Row(heading=Heading(option=",".join(f"{key}={one}" for key, one in at.items()), label=label), at=at))
+    return found
+
+
 def _block(
     record: SweepRecord,
     values: Values,
     table: Table,
     value: Value,
-    rows: Sequence[Heading],
+    rows: Sequence[_Row],
     columns: Sequence[Heading],
 ) -> Block:
     main = value is table.value
@@ -96,13 +128,13 @@ def _block(
             members = [
                 cell
                 for cell in record.cells
-                if cell.coordinates[table.rows] == row.option
+                if all(cell.coordinates[axis] == option for axis, option in row.at.items())
                 and (table.columns is None or cell.coordinates[table.columns] == column.option)
                 and (not cell.runs or value.step in cell.runs)  # a cell without this step has no such number
             ]
-            paper = table.paper.get(row.option, {}).get(column.option) if main else None
+            paper = table.paper.get(row.heading.option, {}).get(column.option) if main else None
             shown = _cell(record, values, table, value, members, paper=paper)
-            where = ", ".join(part for part in (row.label, column.label) if part)
+            where = ", ".join(part for part in (row.heading.label, column.label) if part)
             footnotes.extend(f"{where}: {text}" for text in _remarks(record, shown, members))
             line.append(shown)
         grid.append(line)
@@ -113,7 +145,27 @@ def _block(
         digits=value.digits,
         cells=_with_best(grid, better=value.better),
         footnotes=tuple(footnotes),
+        effects=_effects(record, table, rows, columns, grid),
     )
+
+
+def _effects(
+    record: SweepRecord, table: Table, rows: Sequence[_Row], columns: Sequence[Heading], grid: Sequence[Sequence[TableCell]]
+) -> Effects | None:
+    """What the table asks for besides means."""
+    if table.factorial is not None:
+        factors = [_factor(record, name) for name in table.factorial.factors]
+        points = [Point(at=row.at, cell=line[0]) for row, line in zip(rows, grid, strict=True)]
+        return crossed(factors, points, table.factorial.within)
+    if table.base is None or table.rows is None:
+        return None
+    label = record.axes[table.rows].options[table.base].label or table.base
+    return against_base([row.heading for row in rows], columns, grid, table.base, label)
+
+
+def _factor(record: SweepRecord, name: str) -> Factor:
+    low, high = (Heading(option=option.name, label=option.label or option.name) for option in record.axes[name].options.values())
+    return Factor(name=name, low=low, high=high)
 
 
 def _cell(
@@ -143,7 +195,7 @@ def _cell(
 
 
 def _sample_or_gap(record: SweepRecord, values: Values, table: Table, value: Value, cell: CellEntry) -> Sample | Gap:
-    apart = ",".join(f"{axis}={option}" for axis, option in cell.coordinates.items() if axis not in (table.rows, table.columns))
+    apart = ",".join(f"{axis}={option}" for axis, option in cell.coordinates.items() if axis not in table.shown)
     run = cell.runs.get(value.step, "")
     if not _done(record, run):
         return Gap(cell=apart, run=run, reason=_hold_up(record, cell, value.step))
@@ -231,9 +283,9 @@ def _remarks(record: SweepRecord, cell: TableCell, members: Sequence[CellEntry])
 
 
 def _with_best(grid: Sequence[Sequence[TableCell]], *, better: str) -> tuple[tuple[TableCell, ...], ...]:
-    """Mark the best mean of each column that has several; cited numbers do not compete."""
+    """Mark the best mean of each column that has several; cited numbers do not compete, nor do neutral ones."""
     marked = [list(row) for row in grid]
-    for j in range(len(grid[0]) if grid else 0):
+    for j in range(len(grid[0]) if grid and better != "neutral" else 0):
         means = [row[j].mean for row in grid]
         known = [mean for mean in means if mean is not None]
         if len(known) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from orchestrator.tables.layout import Grid, Word, grids, legend
+from orchestrator.tables.layout import Grid, Word, grids, legend, titled
 from orchestrator.tables.model import TableModel
 
 _SPECIAL = {
@@ -92,7 +92,7 @@ def render(model: TableModel) -> str:
     """The whole table; further blocks follow below the main one, each under its own rule."""
     lines = ["% needs \\usepackage{booktabs}", "\\begin{table}", "  \\centering", f"  \\caption{{{escape(model.title)}}}"]
     for grid in grids(model):
-        if len(model.blocks) > 1:
+        if titled(model):
             lines.append(f"  \\par\\medskip {escape(grid.title)}\\par\\smallskip")
         lines.extend(_tabular(grid))
     notes = [legend(model), *(note for grid in grids(model) for note in grid.footnotes), *model.notes]

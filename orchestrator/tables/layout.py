@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.tables.model import Block, Mark, TableCell, TableModel
+from orchestrator.tables.model import Block, EffectKind, Effects, Estimate, Gap, Mark, TableCell, TableModel
 
 SYMBOLS = {Mark.CITED: "¶", Mark.FEWER: "†", Mark.CODE: "‡", Mark.BUDGET: "§"}
 
@@ -33,12 +33,23 @@ class Grid:
 
 
 def grids(model: TableModel) -> list[Grid]:
-    """One grid per block, the main one first."""
-    return [_grid(model, block) for block in model.blocks]
+    """One grid per block, the main one first, each followed by its effects; a factorial table is its effects alone."""
+    found: list[Grid] = []
+    for block in model.blocks:
+        found.extend([_grid(model, block)] if model.means_shown else [])
+        found.extend([_effects_grid(block, block.effects)] if block.effects is not None else [])
+    return found
+
+
+def titled(model: TableModel) -> bool:
+    """Whether a reader needs each grid's title: with one grid of means the header names the metric."""
+    return len(model.blocks) > 1 or model.blocks[0].effects is not None
 
 
 def legend(model: TableModel) -> str:
     """What the notation and the marks in use mean, in one line."""
+    if not model.means_shown:
+        return "every cell's mean stands in `--format csv` and `--format json`"
     used = {mark for block in model.blocks for row in block.cells for cell in row for mark in cell.marks}
     words = ["mean ± sample sd (number of runs)"]
     words.extend(f"{symbol} {mark.value}" for mark, symbol in SYMBOLS.items() if mark in used)
@@ -62,12 +73,46 @@ def _grid(model: TableModel, block: Block) -> Grid:
     if with_notes:
         header.append(Word(text="note"))
     return Grid(
-        title=f"{block.label} ({block.better} is better)",
+        title=f"{block.label}{direction(block)}",
         header=tuple(header),
         rows=tuple(rows),
         left=frozenset({0, len(header) - 1} if with_notes else {0}),
         footnotes=block.footnotes,
     )
+
+
+def direction(block: Block) -> str:
+    """Which way a number is better, if any."""
+    return "" if block.better == "neutral" else f" ({block.better} is better)"
+
+
+def _effects_grid(block: Block, effects: Effects) -> Grid:
+    with_notes = any(line.note for line in effects.lines)
+    header = ["", *(column.label or "difference" for column in effects.columns), *(["note"] if with_notes else [])]
+    rows: list[tuple[Word, ...]] = []
+    for line in effects.lines:
+        paired = line.kind is EffectKind.ROW
+        words = [Word(text=line.label)]
+        for one in line.estimates:
+            hint = "" if one.se is None else f"standard error {one.se!r}, {one.dof} degrees of freedom"
+            words.append(Word(text=estimate(one, digits=block.digits, pairs=paired), bold=one.clear, hint=hint or one.note))
+        rows.append((*words, Word(text=line.note)) if with_notes else tuple(words))
+    return Grid(
+        title=f"{block.label}: {effects.title}{direction(block)}",
+        header=tuple(Word(text=text) for text in header),
+        rows=tuple(rows),
+        left=frozenset({0, len(header) - 1} if with_notes else {0}),
+        footnotes=effects.footnotes,
+    )
+
+
+def estimate(one: Estimate, *, digits: int, pairs: bool) -> str:
+    """`+1.2 [-0.3, +2.7] (3)`, `+1.2 (1)`, `+1.2 [-0.3, +2.7] (2/3)` with the number of pairs, or `-`."""
+    if one.value is None:
+        return "-"
+    interval = "" if one.low is None or one.high is None else f" [{one.low:+.{digits}f}, {one.high:+.{digits}f}]"
+    number_of = f" ({one.n})" if one.n == one.expected else f" ({one.n}/{one.expected})"
+    return f"{one.value:+.{digits}f}{interval}{number_of if pairs else ''}"
 
 
 def _words(cell: TableCell, *, digits: int, with_paper: bool) -> Iterator[Word]:
@@ -107,7 +152,13 @@ def number(cell: TableCell, *, digits: int) -> str:
 
 
 def gaps(cell: TableCell) -> str:
+    """Why runs of one cell have no number."""
+    return reasons(cell.gaps)
+
+
+def reasons(missing: Sequence[Gap]) -> str:
     """The reasons for missing runs, each once with its count: `queued x 2; running 63 %`."""
-    reasons = [gap.reason for gap in cell.gaps]
-    distinct = dict.fromkeys(reasons)
-    return "; ".join(reason if reasons.count(reason) == 1 else f"{reason} x {reasons.count(reason)}" for reason in distinct)
+    found = [gap.reason for gap in missing]
+    return "; ".join(
+        reason if found.count(reason) == 1 else f"{reason} x {found.count(reason)}" for reason in dict.fromkeys(found)
+    )

@@ -61,7 +61,7 @@ class TableCell:
     """Ours minus the paper's."""
     marks: tuple[Mark, ...] = ()
     best: bool = False
-    """Best mean of its column, where there are several."""
+    """Best mean of its column, where there are several and one direction is better."""
 
     @property
     def n(self) -> int:
@@ -80,17 +80,78 @@ class Heading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One effect, in table units; what cannot be known is None, and the note says why."""
+
+    value: float | None = None
+    se: float | None = None
+    """Standard error; None where nothing was repeated."""
+    low: float | None = None
+    high: float | None = None
+    """The 95 % interval by Student's t."""
+    dof: int = 0
+    """Degrees of freedom of the standard error."""
+    n: int = 0
+    """Pairs of runs behind it; of a factorial effect: runs."""
+    expected: int = 0
+    """How many there would be if nothing was missing."""
+    note: str = ""
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+class EffectKind(enum.StrEnum):
+    """What an effect compares."""
+
+    ROW = "row"
+    """A row with the base row: the mean of the differences by seed."""
+    MAIN = "main"
+    """A factor's second option with its first: the difference of the means."""
+    INTERACTION = "interaction"
+    """Half of what a factor's effect gains when another factor takes its second option."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """One line of effects."""
+
+    kind: EffectKind
+    option: str
+    """The row's option, the factor, or `factor:factor`."""
+    label: str
+    note: str = ""
+    """The row's own."""
+    estimates: tuple[Estimate, ...]
+    """By column of the effects."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effects:
+    """What the numbers of one block say about the sweep's question."""
+
+    title: str
+    columns: tuple[Heading, ...]
+    """The table's columns; of a factorial: everything, then each part of it."""
+    lines: tuple[Effect, ...]
+    footnotes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """One metric over all rows and columns."""
 
     metric: str
     label: str
     better: str
-    """`higher` or `lower`."""
+    """`higher`, `lower` or `neutral`."""
     digits: int
     cells: tuple[tuple[TableCell, ...], ...]
     """By row, then by column."""
     footnotes: tuple[str, ...] = ()
+    effects: Effects | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,4 +165,6 @@ class TableModel:
     columns: tuple[Heading, ...]
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
-    """Below everything: the paper's source and protocol, the sweep's own note."""
+    """Below everything: the paper's source and protocol, how effects were estimated, the sweep's own note."""
+    means_shown: bool = True
+    """False for a factorial table: its many means go into CSV and JSON alone."""

@@ -7,14 +7,14 @@ import enum
 import io
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from html import escape
 from typing import assert_never
 
 from orchestrator.tables import latex
-from orchestrator.tables.layout import Grid, Word, gaps, grids, legend
-from orchestrator.tables.model import TableModel
+from orchestrator.tables.layout import Grid, Word, gaps, grids, legend, titled
+from orchestrator.tables.model import Block, TableModel
 
 
 class Format(enum.StrEnum):
@@ -50,7 +50,7 @@ def markdown(model: TableModel) -> str:
     if model.comment:
         lines.extend([_one_line(model.comment), ""])
     for grid in grids(model):
-        if len(model.blocks) > 1:
+        if titled(model):
             lines.extend([f"## {_one_line(grid.title)}", ""])
         lines.extend([*_pipes(grid), ""])
         lines.extend(f"- {_one_line(note)}" for note in grid.footnotes)
@@ -95,28 +95,49 @@ CSV_COLUMNS = (
     *("metric", "row", "row_label", "column", "column_label", "mean", "sd", "n", "expected", "paper", "delta"),
     *("cited", "source", "best", "marks", "missing", "values", "runs"),
 )
+CSV_EFFECTS = ("kind", "effect", "se", "low", "high", "dof")
+"""Further columns of a table with effects; `kind` is `mean` for its numbers, and else what the effect compares."""
 
 
 def as_csv(model: TableModel) -> str:
-    """One line per number, at full precision, in table units; lists are separated by spaces, reasons by semicolons."""
+    """One line per number, at full precision, in table units; lists are separated by spaces, reasons by semicolons.
+
+    The lines of a metric's effects follow those of its means.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    extended = any(block.effects is not None for block in model.blocks)
+    writer.writerow([*CSV_COLUMNS, *(CSV_EFFECTS if extended else ())])
     for block in model.blocks:
-        for row, cells in zip(model.rows, block.cells, strict=True):
-            for column, cell in zip(model.columns, cells, strict=True):
-                writer.writerow(
-                    [
-                        *(block.metric, row.option, row.label, column.option, column.label),
-                        *(_raw(one) for one in (cell.mean, cell.sd)),
-                        *(cell.n, cell.expected),
-                        *(_raw(one) for one in (cell.paper, cell.delta, cell.cited)),
-                        *(cell.source, "yes" if cell.best else "", "; ".join(mark.value for mark in cell.marks), gaps(cell)),
-                        " ".join(repr(sample.value) for sample in cell.samples),
-                        " ".join(sample.run for sample in cell.samples),
-                    ]
-                )
+        for line in _csv_means(model, block):
+            writer.writerow([*line, *(("mean", *("" for _ in CSV_EFFECTS[1:])) if extended else ())])
+        writer.writerows(_csv_effects(block))
     return out.getvalue()
+
+
+def _csv_means(model: TableModel, block: Block) -> Iterator[list[object]]:
+    for row, cells in zip(model.rows, block.cells, strict=True):
+        for column, cell in zip(model.columns, cells, strict=True):
+            yield [
+                *(block.metric, row.option, row.label, column.option, column.label),
+                *(_raw(one) for one in (cell.mean, cell.sd)),
+                *(cell.n, cell.expected),
+                *(_raw(one) for one in (cell.paper, cell.delta, cell.cited)),
+                *(cell.source, "yes" if cell.best else "", "; ".join(mark.value for mark in cell.marks), gaps(cell)),
+                " ".join(repr(sample.value) for sample in cell.samples),
+                " ".join(sample.run for sample in cell.samples),
+            ]
+
+
+def _csv_effects(block: Block) -> Iterator[list[object]]:
+    effects = block.effects
+    for line in effects.lines if effects is not None else ():
+        for column, one in zip(effects.columns if effects is not None else (), line.estimates, strict=True):
+            if one.value is None and not one.note:  # no such effect in this part
+                continue
+            start = [block.metric, line.option, line.label, column.option, column.label, "", "", one.n, one.expected]
+            own = [line.kind.value, *(_raw(number) for number in (one.value, one.se, one.low, one.high)), one.dof]
+            yield [*start, *(one.note if name == "missing" else "" for name in CSV_COLUMNS[len(start) :]), *own]
 
 
 def _raw(value: float | None) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.lifecycle import RunState
-from orchestrator.sweep.model import Axis, Cell, Option, Sweep, Table, Value
+from orchestrator.sweep.model import Axis, Cell, Factorial, Option, Sweep, Table, Value
 
 FORMAT = 1
 """Raised when a reader of older records would misread a new one."""
@@ -139,7 +139,15 @@ def _option(raw: Mapping[str, Any]) -> Option:
 
 
 def _table(raw: Mapping[str, Any]) -> Table:
-    return Table(**{**raw, "value": Value(**raw["value"]), "more": tuple(Value(**value) for value in raw["more"])})
+    value, more = Value(**raw["value"]), tuple(Value(**value) for value in raw["more"])
+    return Table(**{**raw, "value": value, "more": more, "factorial": _factorial(raw.get("factorial"))})
+
+
+def _factorial(raw: Mapping[str, Any] | None) -> Factorial | None:
+    if raw is None:  # also in older records
+        return None
+    within = {factor: tuple(options) for factor, options in raw["within"].items()}
+    return Factorial(factors=tuple(raw["factors"]), within=within)
 
 
 def _summary(raw: Mapping[str, Any]) -> RunSummary:
