@@ -1,86 +1,167 @@
-"""The `embed` job: tokens of a frozen backbone for every image of a `prepare` run, shard by shard, on any number of ranks.
+"""The `embed` job: what frozen towers say of a `prepare` run's images, and of its sentences, once for all training runs.
 
-Shard i is the business of rank i % world_size; ranks share the run's scratch directory and exchange no tensors. Every rank
-looks at its own shards first and keeps those whose content is what was written. Rank 0 alone has the journal, waits for the
-others, and makes the store whole; the others wait for it, since Slurm may end a step some time after its first task (WaitTime).
-
-A shard is always computed in batches of `batch_size` from its own first image, in fp32 without TF32: its bytes depend neither
-on the rank that made it nor on restarts. Another batch size, thread count or device may change them by rounding (1e-7).
+Of a timm backbone the images' tokens, `output/features`. Of CLIP towers first the sentences' features, `output/texts`, by
+rank 0 alone, and then, unless images=none, the frames' tokens. A step is one sentence or one image. How the work is shared
+and survives a kill stands in `embed_images.py` and `embed_texts.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import shutil
-import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from jobs import ranks
-from jobs.attempt import Finished, Left, Refused, Run, Superseded
+from jobs.attempt import Finished, Refused, Run
+from jobs.data.clip_store import ClipStore
 from jobs.data.coco_store import CocoStore
-from jobs.data.feature_manifest import FeatureManifest, Layout, Shard, backbone_facts, manifest_path
-from jobs.data.feature_writer import FeatureWriter, finished_store, pooled_error_floor
-from jobs.data.features import FeatureStore
-from jobs.data.store import SplitName
+from jobs.data.feature_manifest import FeatureManifest, backbone_facts, manifest_path
+from jobs.data.feature_writer import FeatureWriter, finished_store, pooled_error_floor, say_ended
+from jobs.data.store import MANIFEST
+from jobs.data.text_features import TextStore
 from jobs.distributed import configure_precision
-from jobs.embed_shard import embed_shard
-from jobs.inputs import open_store
+from jobs.embed_images import Embedding, made_with
+from jobs.embed_texts import TextEmbedding, finished_texts, read_sentences, wait_for_texts
+from jobs.inputs import Store, open_store
 from jobs.spec import EmbedSpec
 from jobs.watchdog import Watchdog
-from jobs.weights import load_backbone, weights_digest
-
-log = logging.getLogger("jobs")
+from jobs.weights import load_backbone, load_clip, weights_digest
+from models.backbone import Backbone
+from models.clip_towers import ClipTowers
+from models.spec import BackboneSpec, ClipSpec
 
 FEATURES = "features"
-"""The store's place below a run's output."""
-CHECKPOINT_EVERY_S = 5.0
-"""Most seconds between checkpoints: each is one number that says how far the run is."""
-LOOK_EVERY_S = 1.0
-"""Seconds between two looks at what other ranks have done."""
-SAY_EVERY_S = 30.0
+"""The place of the images' tokens below a run's output."""
+TEXTS = "texts"
+"""The place of the sentences' features below a run's output, and of their pieces below its scratch directory."""
 
 
 def run_embed(run: Run) -> Finished:
-    """Embed the images of the needed `prepare` run into `output/features`; a step is one image."""
+    """Embed what the needed `prepare` run holds; see the module."""
     spec = run.frozen.config
     assert isinstance(spec, EmbedSpec)
     torch.set_num_threads(spec.runtime.threads)
     configure_precision("fp32")
     restored = run.restore_point() if run.is_main else None
-    images = open_store(run)
+    saved = 0 if restored is None else restored.step
+    match spec.backbone:
+        case BackboneSpec() as backbone:
+            return _run_backbone(run, spec, backbone, open_store(run), saved=saved)
+        case ClipSpec() as clip:
+            return _run_clip(run, spec, clip, open_store(run), saved=saved)
+
+
+class VisionTower(torch.nn.Module):
+    """The vision tower as a backbone: images [B,3,H,W] in [0, 1] -> tokens [B,N,C]."""
+
+    def __init__(self, towers: ClipTowers) -> None:
+        super().__init__()
+        self.towers = towers
+        self.resolution = towers.resolution
+        """Side of the images that it takes, in pixels."""
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Tokens of images."""
+        return self.towers.vision_tokens(images_BCHW)
+
+
+def _run_backbone(run: Run, spec: EmbedSpec, backbone: BackboneSpec, images: Store, *, saved: int) -> Finished:
     if not isinstance(images, CocoStore):
-        raise Refused("an `embed` run needs data of kind `coco`")
-    manifest = expected_manifest(spec, images, prepare=run.frozen.needs["prepare"])
+        raise Refused("an `embed` run with a backbone of kind `timm` needs data of kind `coco`")
+    if spec.images == "none":
+        raise Refused("images=none leaves nothing to do: only a backbone of kind `clip` has something to say of sentences")
+    return _embed_images(run, spec, images, lambda: load_backbone(backbone, _device(run)), saved=saved, texts=None)
+
+
+def _run_clip(run: Run, spec: EmbedSpec, clip: ClipSpec, clips: Store, *, saved: int) -> Finished:
+    if not isinstance(clips, ClipStore):
+        raise Refused("an `embed` run with a backbone of kind `clip` needs data of kind `toy_clevr` or `clips`")
+    if spec.flips:
+        raise Refused("flips=true: a mirrored frame would contradict left and right in its sentence; set flips=false")
+
+    @cache
+    def towers() -> ClipTowers:
+        found = load_clip(clip, _device(run))
+        _check_resolution(spec, clips, found.resolution)
+        return found
+
+    texts = _embed_texts(run, spec, clip, clips, towers, saved=saved) if run.is_main else None
+    if spec.images == "all":
+        return _embed_images(run, spec, clips, lambda: VisionTower(towers()), saved=saved, texts=texts)
+    work = run.run_dir.path / "work"
+    if texts is None:
+        wait_for_texts(run, run.run_dir.output / TEXTS, work=work, pieces=work / TEXTS)
+        return Finished(step=0)
+    shutil.rmtree(work, ignore_errors=True)
+    count = texts.manifest.sentences
+    assert run.journal is not None
+    run.journal.metrics(count, {"embed/texts": float(count)})
+    return Finished(step=count, values={"embed/texts": float(count)}, files=_text_files(texts))
+
+
+def _embed_texts(
+    run: Run, spec: EmbedSpec, clip: ClipSpec, clips: ClipStore, towers: Callable[[], ClipTowers], *, saved: int
+) -> TextStore:
+    """Rank 0: the store of the sentences, made now or by an earlier attempt."""
+    output, work = run.run_dir.output / TEXTS, run.run_dir.path / "work" / TEXTS
+    try:
+        sentences = read_sentences(spec, clip, clips.texts)
+        store = finished_texts(output, sentences.manifest)
+        if store is None:
+            device = _device(run)
+            made = TextEmbedding(run=run, sentences=sentences, towers=towers(), device=device, work=work, saved=saved)
+            store = made.execute(output)
+        elif work.exists():
+            shutil.rmtree(work)
+        return store
+    except BaseException:
+        with suppress(OSError):  # the reason that is on its way matters more; further ranks look here
+            say_ended(work.parent, attempt=run.attempt.number, rank=0, done=False)
+        raise
+
+
+def _embed_images(
+    run: Run,
+    spec: EmbedSpec,
+    images: CocoStore | ClipStore,
+    load: Callable[[], Backbone | VisionTower],
+    *,
+    saved: int,
+    texts: TextStore | None,
+) -> Finished:
+    """Every rank: the store of the images' tokens, made now or by an earlier attempt."""
+    manifest = expected_manifest(run, spec, images)
     output, work = run.run_dir.output / FEATURES, run.run_dir.path / "work"
+    before = 0 if texts is None else texts.manifest.sentences
     store = finished_store(output, manifest)
     if store is None:
-        embedding = _start(run, spec, images, manifest, work, restored_step=0 if restored is None else restored.step)
-        store = embedding.execute(output)
+        store = _start(run, spec, images, load(), manifest, work, saved=saved, before=before).execute(output)
     elif run.is_main and work.exists():
         shutil.rmtree(work)
     if store is None:  # a further rank whose share is done, and rank 0 has the last word
         return Finished(step=0)
-    floor = pooled_error_floor(store.manifest)
     total = store.manifest.layout.images
-    if run.journal is not None:
-        run.journal.metrics(total, {"embed/images": float(total), "embed/error_floor": floor})
+    values = {"embed/images": float(total), "embed/error_floor": pooled_error_floor(store.manifest)}
     files = (manifest_path(store.path), *(store.path / name for name in store.manifest.files))
-    return Finished(step=total, values={"embed/images": float(total), "embed/error_floor": floor}, files=files)
+    if texts is not None:
+        values["embed/texts"] = float(before)
+        files += _text_files(texts)
+    if run.journal is not None:
+        run.journal.metrics(before + total, values)
+    return Finished(step=before + total, values=values, files=files)
 
 
-def expected_manifest(spec: EmbedSpec, images: CocoStore, *, prepare: str) -> FeatureManifest:
+def _text_files(texts: TextStore) -> tuple[Path, ...]:
+    return (texts.path / MANIFEST, *(texts.path / name for name in texts.manifest.files))
+
+
+def expected_manifest(run: Run, spec: EmbedSpec, images: CocoStore | ClipStore) -> FeatureManifest:
     """The manifest of the store to be, without the facts of weights and shards."""
     return FeatureManifest(
-        prepare=prepare,
+        prepare=run.frozen.needs["prepare"],
         backbone=backbone_facts(spec.backbone),
         weights="",
         resolution=images.manifest.resolution,
@@ -93,256 +174,46 @@ def expected_manifest(spec: EmbedSpec, images: CocoStore, *, prepare: str) -> Fe
     )
 
 
-def _start(
-    run: Run, spec: EmbedSpec, images: CocoStore, manifest: FeatureManifest, work: Path, *, restored_step: int
-) -> Embedding:
-    """Load the backbone and look at what is there."""
-    device = (
-        torch.device("cuda", run.ranks.local_rank % torch.cuda.device_count())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
-    backbone = load_backbone(spec.backbone, device)
-    if backbone.resolution != manifest.resolution:
+def _check_resolution(spec: EmbedSpec, images: CocoStore | ClipStore, resolution: int) -> None:
+    side = images.manifest.resolution
+    if resolution != side:
         raise Refused(
-            f"the prepared images have {manifest.resolution} x {manifest.resolution} pixels, and {spec.backbone.name} with "
-            f"backbone.tokens {spec.backbone.tokens} takes {backbone.resolution} x {backbone.resolution}: "
-            "set data.resolution or backbone.tokens"
+            f"the prepared images have {side} x {side} pixels, and {spec.backbone.name} with "
+            f"backbone.tokens {spec.backbone.tokens} takes {resolution} x {resolution}: set data.resolution or backbone.tokens"
         )
-    complete = manifest.model_copy(update={"weights": weights_digest(backbone)})
-    made_with = hashlib.sha256(json.dumps(complete.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def _device(run: Run) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", run.ranks.local_rank % torch.cuda.device_count())
+
+
+def _start(
+    run: Run,
+    spec: EmbedSpec,
+    images: CocoStore | ClipStore,
+    backbone: Backbone | VisionTower,
+    manifest: FeatureManifest,
+    work: Path,
+    *,
+    saved: int,
+    before: int,
+) -> Embedding:
+    """Look at what is there."""
+    _check_resolution(spec, images, backbone.resolution)
+    complete = manifest.model_copy(
+        update={"weights": weights_digest(backbone.towers if isinstance(backbone, VisionTower) else backbone)}
+    )
     return Embedding(
         run=run,
         spec=spec,
         images={"train": images.images("train"), "test": images.images("test")},
         backbone=backbone,
-        device=device,
+        device=_device(run),
         manifest=complete,
-        writer=FeatureWriter(work, complete.layout, made_with=made_with),
-        saved=restored_step,
+        writer=FeatureWriter(work, complete.layout, made_with=made_with(complete)),
+        saved=saved,
+        before=before,
         watchdog=Watchdog(timeout_s=spec.runtime.hang_timeout_s, on_hang=run.end_hung),
     )
-
-
-@dataclass(kw_only=True)
-class Embedding:
-    """One rank's share of one attempt."""
-
-    run: Run
-    spec: EmbedSpec
-    images: Mapping[SplitName, np.ndarray]
-    """uint8 [N, S, S, 3]"""
-    backbone: torch.nn.Module
-    device: torch.device
-    manifest: FeatureManifest
-    writer: FeatureWriter
-    saved: int
-    """Images that the newest checkpoint covers (rank 0)."""
-    watchdog: Watchdog
-    """Hears a beat before every batch."""
-    _begun_at: float = field(default_factory=time.monotonic)
-    _begun_with: int = 0
-    _done: int = 0
-    _changed_at: float = field(default_factory=time.monotonic)
-    _looked_at: float = -1e9
-    _said_at: float = field(default_factory=time.monotonic)
-    _saved_at: float = field(default_factory=time.monotonic)
-
-    @property
-    def layout(self) -> Layout:
-        """The store's."""
-        return self.manifest.layout
-
-    def execute(self, output: Path) -> FeatureStore | None:
-        """Do this rank's shards, then wait; the whole store, or None on a further rank that saw no end of it.
-
-        Raises:
-            Left: told to leave.
-            Superseded: a newer attempt owns the run.
-            ConnectionResetError: another rank left its shards undone.
-            RuntimeError: no rank finished a shard for `runtime.hang_timeout_s`.
-        """
-        ended = False
-        self._done = self._begun_with = self.writer.images_done()
-        try:
-            self.watchdog.start()
-            missing = self._missing()
-            self._begin(missing)
-            self._embed(missing)
-            self.watchdog.stop()  # waiting has a patience of its own
-            self.writer.end(attempt=self.run.attempt.number, rank=self.run.ranks.rank, done=True)
-            ended = True
-            if not self.run.is_main:
-                self._wait_for_main(output)
-                return None
-            self._wait_for_others()
-            ranks.withdraw(self.run.run_dir, self.run.ranks)  # everybody is here
-            if not self.run.owns():
-                raise Superseded
-            return self.writer.finish(self.manifest, output)
-        except BaseException:
-            self.watchdog.stop()
-            if not ended or self.run.is_main:
-                with suppress(OSError):  # the reason that is on its way matters more
-                    self.writer.end(attempt=self.run.attempt.number, rank=self.run.ranks.rank, done=False)
-            raise
-
-    def _missing(self) -> list[Shard]:
-        """This rank's shards that are not there, or not as they were written."""
-        missing: list[Shard] = []
-        for number, shard in enumerate(self.layout.shards()):
-            if number % self.run.ranks.world_size != self.run.ranks.rank:
-                continue
-            self.on_batch()
-            if not self.writer.is_intact(shard):
-                self.writer.discard(shard)
-                missing.append(shard)
-        return missing
-
-    def _begin(self, missing: list[Shard]) -> None:
-        """Say how many bytes and how much time are ahead."""
-        if self.run.is_main and missing:
-            self._say_what_is_ahead(missing)
-        self._done = self._begun_with = self.writer.images_done()
-        self._begun_at = self._changed_at = time.monotonic()
-
-    def _say_what_is_ahead(self, missing: list[Shard]) -> None:
-        ahead = self.layout.images - self.writer.images_done()
-        free = shutil.disk_usage(self.run.run_dir.path).free
-        rate = self._trial_rate(missing[0]) * self.run.ranks.world_size
-        log.info(
-            "%d of %d images to embed on %s x %d: %.2f GB of %.2f GB to write (%d bytes per image), about %s at %.1f images/s",
-            ahead, self.layout.images, self.device.type, self.run.ranks.world_size, ahead * self.layout.bytes_per_image / 1e9,
-            self.layout.images * self.layout.bytes_per_image / 1e9, self.layout.bytes_per_image, _duration(ahead / rate), rate,
-        )  # fmt: skip
-        if ahead * self.layout.bytes_per_image > free:
-            log.warning("the file system has only %.2f GB free", free / 1e9)
-
-    def _trial_rate(self, shard: Shard) -> float:
-        """Images per second of one rank, from a short trial."""
-        count = self.spec.batch_size if self.device.type == "cuda" else 2
-        trial = Shard(part=shard.part, number=0, first=shard.first, count=min(count, shard.count))
-        for _ in range(2):  # the first one warms up
-            begun = time.monotonic()
-            self._compute(trial)
-        return trial.count / (time.monotonic() - begun)
-
-    def _compute(self, shard: Shard) -> tuple[np.ndarray, float]:
-        return embed_shard(
-            self.backbone,
-            self.images["test" if shard.part == "test" else "train"],
-            shard,
-            self.layout,
-            batch_size=self.spec.batch_size,
-            device=self.device,
-            on_batch=self.on_batch,
-        )
-
-    def _embed(self, missing: list[Shard]) -> None:
-        """Compute the shards; one is written while the next is computed."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards") as pool:
-            writing: Future[bool] | None = None
-            for shard in missing:
-                rows, squared_error = self._compute(shard)
-                _settle(writing)
-                writing = pool.submit(self.writer.commit, shard, rows, squared_error=squared_error, may_commit=self.run.owns)
-            _settle(writing)
-
-    def on_batch(self) -> None:
-        """Between batches: leave when told to, and now and then look at what all ranks have done.
-
-        Raises:
-            Left: told to leave, or rank 0 has left.
-            Superseded: a newer attempt owns the run.
-        """
-        self.watchdog.beat()
-        if self.run.is_main:
-            if self.run.flag:
-                self._look()
-                self._save()
-                self.run.leave(self.saved)
-        elif self.run.flag.terminating:  # a warning alone is rank 0's to judge
-            raise Left(0, None)
-        if time.monotonic() - self._looked_at < LOOK_EVERY_S:
-            return
-        self._look()
-        if not self.run.owns():
-            raise Superseded
-        if self.run.is_main:
-            if time.monotonic() - self._saved_at >= min(CHECKPOINT_EVERY_S, self.spec.runtime.checkpoint_every_s):
-                self._save()
-        elif self.writer.ended(attempt=self.run.attempt.number).get(0) is False:
-            raise Left(0, None)
-
-    def _look(self) -> None:
-        """Count what is there; on rank 0 write it down and say it."""
-        self._looked_at = time.monotonic()
-        done = self.writer.images_done()
-        if done == self._done:
-            return
-        self._done, self._changed_at = done, self._looked_at
-        if self.run.journal is None:
-            return
-        rate = (done - self._begun_with) / max(1e-9, self._looked_at - self._begun_at)
-        self.run.journal.metrics(max(done, self.saved), {"embed/images": float(done), "embed/images_per_s": rate})
-        self.run.journal.flush()
-        if self._looked_at - self._said_at >= SAY_EVERY_S and rate > 0:
-            self._said_at = self._looked_at
-            left = _duration((self.layout.images - done) / rate)
-            log.info("%d of %d images, %.1f images/s, about %s left", done, self.layout.images, rate, left)
-
-    def _save(self) -> None:
-        """Record how far the run is, if it is further than at the last time."""
-        self._saved_at = time.monotonic()
-        if self._done <= self.saved:
-            return
-        done = self._done
-        self.run.checkpoint(done, lambda folder: _write_state(folder, done))
-        self.saved = done
-
-    def _wait_for_others(self) -> None:
-        """Rank 0, its own shards done: until all are there and every rank has said so."""
-        self._looked_at = -1e9
-        while True:
-            self.on_batch()
-            ended = self.writer.ended(attempt=self.run.attempt.number)
-            others = [rank for rank in range(1, self.run.ranks.world_size) if not ended.get(rank, False)]
-            if not others and self.writer.is_complete():
-                self._look()
-                self._save()
-                return
-            if gone := [rank for rank in others if rank in ended]:
-                if self.run.flag.wait(5.0):  # it was told to leave, and so are we
-                    continue
-                raise ConnectionResetError(f"Connection reset by peer: rank {gone[0]} left its shards undone")
-            if time.monotonic() - self._changed_at > self.spec.runtime.hang_timeout_s:
-                silent_s = self.spec.runtime.hang_timeout_s
-                raise RuntimeError(
-                    f"Timed out waiting for shards of rank {', '.join(map(str, others)) or '0'}: {self._done} of "
-                    f"{self.layout.images} images are there, and no new ones for {silent_s:.0f} s (runtime.hang_timeout_s)"
-                )
-            self.run.flag.wait(0.05 if self.run.ranks.world_size == 1 else 0.2)
-
-    def _wait_for_main(self, output: Path) -> None:
-        """A further rank, its own shards done: until rank 0 has made the store whole, or nothing has happened for too long."""
-        while not manifest_path(output).exists():
-            with suppress(FileNotFoundError):  # rank 0 is just clearing the scratch directory
-                self.on_batch()
-            if time.monotonic() - self._changed_at > self.spec.runtime.hang_timeout_s:
-                log.warning("no new shard for %.0f s; rank 0 has the last word", self.spec.runtime.hang_timeout_s)
-                return
-            time.sleep(0.2)
-
-
-def _settle(writing: Future[bool] | None) -> None:
-    if writing is not None and not writing.result():
-        raise Superseded
-
-
-def _write_state(folder: Path, done: int) -> None:
-    (folder / "state.json").write_text(json.dumps({"images": done}), encoding="utf-8")
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

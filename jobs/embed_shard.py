@@ -12,14 +12,14 @@ import torch
 
 from jobs.data.errors import DataError, Place
 from jobs.data.feature_manifest import STORED, DTypeName, Layout, Shard
-from jobs.samples import to_images
+from jobs.samples import Pixels, to_images
 
 TORCH_DTYPES: Mapping[DTypeName, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def embed_shard(
     backbone: torch.nn.Module,
-    images_NHWC: np.ndarray,
+    images_NHWC: Pixels,
     shard: Shard,
     layout: Layout,
     *,

@@ -1,4 +1,4 @@
-"""Reads a backbone's weights, from a file or through timm's download, and builds the backbone with them."""
+"""Reads a backbone's weights, from a file or through timm's or open_clip's download, and builds the backbone with them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import open_clip  # type: ignore[import-untyped]  # ships neither stubs nor a marker
 import timm
 import torch
 from safetensors.torch import load_file
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from jobs.data.errors import DataError, Place
 from jobs.data.store import file_sha256
-from jobs.weights_file import HINT, cache_folder, weights_path
+from jobs.weights_file import cache_folder, download_hint, expected_file, titled, weights_path
 from models.backbone import Backbone, BackboneError, build_backbone
-from models.spec import BackboneSpec
+from models.clip_towers import ClipError, ClipTowers, build_clip, check_tag
+from models.spec import AnyBackbone, BackboneSpec, ClipSpec
 
 WRAPPERS = ("state_dict", "model")
 """Keys under which a file may hold its state dict instead of being one."""
@@ -39,6 +41,35 @@ def load_backbone(spec: BackboneSpec, device: torch.device) -> Backbone:
             return build_backbone(spec, state=_pretrained(spec)).to(device)
 
 
+def load_clip(spec: ClipSpec, device: torch.device) -> ClipTowers:
+    """The frozen CLIP towers of a configuration, on a device.
+
+    A tag that open_clip does not have for this name, or whose weights were trained with the other activation, is an error
+    before anything is read or downloaded.
+
+    Raises:
+        DataError: that; weights that are missing, unreadable, changed since the run was planned, or another architecture's; or
+            an architecture that is not what the spec says.
+    """
+    place, hint = Place(file="open_clip"), ""
+    try:
+        if spec.weights != "random" and spec.pretrained is not None:
+            check_tag(spec.name, spec.pretrained)
+        match spec.weights:
+            case "random":
+                towers = build_clip(spec, state=None)
+            case "file":
+                path, state = _checked_file(spec)
+                place, hint = Place(file=str(path)), f"the file must hold open_clip's own parameters of the whole {spec.name}"
+                towers = build_clip(spec, state=state)
+            case "pretrained":
+                towers = build_clip(spec, state=_pretrained_clip(spec))
+    except ClipError as error:
+        what, _, found = str(error).partition("; hint: ")
+        raise DataError(what, place=place, hint=found or hint) from error
+    return towers.to(device)
+
+
 def weights_digest(backbone: torch.nn.Module) -> str:
     """sha256 over names, shapes and values of all parameters: what the tokens were computed with, wherever it came from."""
     digest = hashlib.sha256()
@@ -50,26 +81,32 @@ def weights_digest(backbone: torch.nn.Module) -> str:
 
 
 def _from_file(spec: BackboneSpec) -> Backbone:
-    path = weights_path(spec)
-    place = Place(file=str(path))
-    if spec.content is not None and (found := file_sha256(path)) != spec.content:
-        raise DataError(
-            f"sha256 is {found}",
-            place=place,
-            expected=f"{spec.content}, as when the run was planned",
-            hint="the file was changed or replaced since: put it back, or plan again",
-        )
-    state = _read(path, spec)
+    path, state = _checked_file(spec)
     try:
         return build_backbone(spec, state=state)
     except BackboneError as error:
         raise DataError(
-            str(error), place=place, hint=f"the file must hold timm's own parameters of {spec.name}, see backbone.name"
+            str(error),
+            place=Place(file=str(path)),
+            hint=f"the file must hold timm's own parameters of {spec.name}, see backbone.name",
         ) from error
 
 
-def _read(path: Path, spec: BackboneSpec) -> Mapping[str, Tensor]:
-    place, expected = Place(file=str(path)), f"a state dict of timm's {spec.name}"
+def _checked_file(spec: AnyBackbone) -> tuple[Path, Mapping[str, Tensor]]:
+    """The file and its state dict, once its content is what the run was planned with."""
+    path = weights_path(spec)
+    if spec.content is not None and (found := file_sha256(path)) != spec.content:
+        raise DataError(
+            f"sha256 is {found}",
+            place=Place(file=str(path)),
+            expected=f"{spec.content}, as when the run was planned",
+            hint="the file was changed or replaced since: put it back, or plan again",
+        )
+    return path, _read(path, spec)
+
+
+def _read(path: Path, spec: AnyBackbone) -> Mapping[str, Tensor]:
+    place, expected = Place(file=str(path)), expected_file(spec)
     try:
         content: Any = (
             load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
@@ -95,9 +132,21 @@ def _pretrained(spec: BackboneSpec) -> Mapping[str, Tensor]:
     except Exception as error:  # the network's, the hub's and timm's errors have no common base
         if not timm.is_model(spec.name):
             raise BackboneError(f"backbone.name {spec.name!r} is not a model of timm {timm.__version__}") from error
-        raise DataError(
-            f"pretrained weights of {spec.name} are not here and cannot be downloaded "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
-            place=Place(file=str(cache_folder(os.environ))),
-            hint=HINT.format(name=spec.name),
-        ) from error
+        raise _not_here(spec, error) from error
+
+
+def _pretrained_clip(spec: ClipSpec) -> Mapping[str, Tensor]:
+    try:
+        with torch.random.fork_rng(devices=[]):  # open_clip draws weights before it loads others
+            return dict(open_clip.create_model(spec.name, pretrained=spec.pretrained, device="cpu").state_dict())
+    except Exception as error:  # as above
+        raise _not_here(spec, error) from error
+
+
+def _not_here(spec: AnyBackbone, error: Exception) -> DataError:
+    return DataError(
+        f"pretrained weights of {titled(spec)} are not here and cannot be downloaded "
+        f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+        place=Place(file=str(cache_folder(os.environ))),
+        hint=download_hint(spec),
+    )

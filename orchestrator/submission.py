@@ -13,7 +13,7 @@ import jobs
 from jobs.data.errors import DataError
 from jobs.environment import fingerprint
 from jobs.spec import ClipsSpec, CocoSpec, CountSpec, EmbedSpec, FrozenRun, MultiDSpritesSpec, PrepareSpec, TrainSpec
-from models.spec import BackboneSpec
+from models.spec import AnyBackbone, BackboneSpec, ClipSpec
 from orchestrator import workspace
 from orchestrator.errors import Problem, UserError
 from orchestrator.lifecycle import RESUMABLE, RunState
@@ -40,7 +40,10 @@ CLIPS_HINT = (
     "a folder with scenes/, images/, train_annos.json and val_annos.json (jobs/data/README.md, clips); "
     "without it `data=toy_clevr` draws clips of its own"
 )
-WEIGHTS_HINT = "give the file that holds the backbone's parameters, or take weights=pretrained (timm's download) with path=null"
+WEIGHTS_HINT = (
+    "give the file that holds the backbone's parameters, "
+    "or take weights=pretrained (timm's or open_clip's download) with path=null"
+)
 
 
 def content_of(kind: str, path: str) -> str:
@@ -77,7 +80,7 @@ def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
 
     problems: list[Problem] = []
     warnings: dict[str, None] = {}
-    looked_at: set[CocoSpec | ClipsSpec | BackboneSpec] = set()
+    looked_at: set[CocoSpec | ClipsSpec | AnyBackbone] = set()
     for run in made.runs.values():
         for key, spec in _inputs(run):
             if spec in looked_at or (run.known is not None and run.known.state is RunState.DONE):
@@ -99,14 +102,14 @@ def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
     return list(warnings)
 
 
-def _inputs(run: PlannedRun) -> Iterator[tuple[str, CocoSpec | ClipsSpec | BackboneSpec]]:
+def _inputs(run: PlannedRun) -> Iterator[tuple[str, CocoSpec | ClipsSpec | AnyBackbone]]:
     """The folder of COCO or of clips, or the backbone that a run reads, and the key of the configuration that names it."""
     match run.spec:
         case PrepareSpec(data=CocoSpec() | ClipsSpec() as data):
             yield "data.path", data
         case EmbedSpec(backbone=backbone):
             yield "backbone", backbone
-        case TrainSpec(online=BackboneSpec() as online):
+        case TrainSpec(online=BackboneSpec() | ClipSpec() as online):
             yield "online", online
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jobs.data.errors import DataError, Place
 from jobs.data.store import MANIFEST, FileFacts, SplitName
-from models.spec import BackboneSpec
+from models.spec import AnyBackbone, BackboneSpec
 
 REBUILD_HINT = "remove the run's output and run `embed` again"
 
@@ -129,12 +129,15 @@ class FeatureManifest(BaseModel):
         )
 
 
-def backbone_facts(spec: BackboneSpec) -> dict[str, Any]:
-    """What a manifest says of a backbone: its configuration, not where its weights lay."""
-    return spec.model_dump(mode="json", exclude={"path"})
+def backbone_facts(spec: AnyBackbone) -> dict[str, Any]:
+    """What a manifest says of a backbone: its configuration, not where its weights lay.
+
+    Of timm's it says no kind, as before there were others: stores from then stay valid.
+    """
+    return spec.model_dump(mode="json", exclude={"path", "kind"} if isinstance(spec, BackboneSpec) else {"path"})
 
 
-def backbone_differences(manifest: FeatureManifest, spec: BackboneSpec, *, resolution: int | None = None) -> list[str]:
+def backbone_differences(manifest: FeatureManifest, spec: AnyBackbone, *, resolution: int | None = None) -> list[str]:
     """How a store's tokens differ from what a configuration asks for, one sentence per difference; none if they are the same.
 
     Args:

@@ -131,14 +131,11 @@ class FeatureWriter:
     def end(self, *, attempt: int, rank: int, done: bool) -> None:
         """Say that a rank has done its share of an attempt, or has left without."""
         if self._ended.is_dir():
-            write_atomically(self._ended / f"{attempt:04d}-{rank}", "done\n" if done else "left\n")
+            say_ended(self._work, attempt=attempt, rank=rank, done=done)
 
     def ended(self, *, attempt: int) -> dict[int, bool]:
         """rank -> whether its share is done, of the ranks of an attempt that have ended."""
-        found: dict[int, bool] = {}
-        for path in self._ended.glob(f"{attempt:04d}-*"):
-            found[int(path.name.partition("-")[2])] = path.read_text(encoding="utf-8") == "done\n"
-        return found
+        return ended_ranks(self._work, attempt=attempt)
 
     def is_complete(self) -> bool:
         """Whether every shard is there in its size."""
@@ -183,6 +180,20 @@ class FeatureWriter:
 
     def _facts_path(self, shard: Shard) -> Path:
         return self._facts / shard.part / f"{shard.number:05d}.json"
+
+
+def say_ended(work: Path, *, attempt: int, rank: int, done: bool) -> None:
+    """Say below a scratch directory that a rank has done its share of an attempt, or has left without."""
+    (work / "ended").mkdir(parents=True, exist_ok=True)
+    write_atomically(work / "ended" / f"{attempt:04d}-{rank}", "done\n" if done else "left\n")
+
+
+def ended_ranks(work: Path, *, attempt: int) -> dict[int, bool]:
+    """rank -> whether its share is done, of the ranks that have ended, told from a scratch directory that others write to."""
+    found: dict[int, bool] = {}
+    for path in (work / "ended").glob(f"{attempt:04d}-*"):
+        found[int(path.name.partition("-")[2])] = path.read_text(encoding="utf-8") == "done\n"
+    return found
 
 
 def pooled_error_floor(manifest: FeatureManifest, parts: Iterable[str] = ("train", "train_mirrored")) -> float:

@@ -25,7 +25,7 @@ from jobs.data.feature_manifest import (
     read_manifest,
 )
 from jobs.data.store import SplitName, file_sha256
-from models.spec import BackboneSpec
+from models.spec import AnyBackbone
 
 SPARE_FILES = 256
 """File handles left to everything else when a split's shards are all mapped."""
@@ -87,7 +87,7 @@ class FeatureStore:
                     f"sha256 is {found}", place=Place(file=str(self.path / name)), expected=facts.sha256, hint=REBUILD_HINT
                 )
 
-    def check_backbone(self, spec: BackboneSpec, *, resolution: int | None = None) -> None:
+    def check_backbone(self, spec: AnyBackbone, *, resolution: int | None = None) -> None:
         """Refuse tokens of another backbone than the configuration says.
 
         Raises:

@@ -163,18 +163,15 @@ def _map(path: Path, manifest: TextManifest, name: str) -> npt.NDArray[Any]:
     """Map one array, read-only; raises DataError when it is not what the manifest says."""
     dtype, shape = manifest.arrays()[name]
     facts, place = manifest.files[name], Place(file=str(path / name))
+    expected = f"{dtype} {list(shape)} in {facts.bytes} bytes"
     try:
-        size = (path / name).stat().st_size
+        if (size := (path / name).stat().st_size) != facts.bytes:
+            raise DataError(f"{size} bytes long", place=place, expected=expected, hint=REBUILD_HINT)
         array: npt.NDArray[Any] = np.load(path / name, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", place=place, hint=REBUILD_HINT) from error
+        raise DataError(f"cannot be read ({error.strerror})", place=place, expected=expected, hint=REBUILD_HINT) from error
     except ValueError as error:
-        raise DataError(f"not a .npy array ({error})", place=place, hint=REBUILD_HINT) from error
-    if size != facts.bytes or array.dtype != dtype or array.shape != shape:
-        raise DataError(
-            f"holds {array.dtype} {list(array.shape)} in {size} bytes",
-            place=place,
-            expected=f"{dtype} {list(shape)} in {facts.bytes} bytes",
-            hint=REBUILD_HINT,
-        )
+        raise DataError(f"not a .npy array ({error})", place=place, expected=expected, hint=REBUILD_HINT) from error
+    if array.dtype != dtype or array.shape != shape:
+        raise DataError(f"holds {array.dtype} {list(array.shape)}", place=place, expected=expected, hint=REBUILD_HINT)
     return array

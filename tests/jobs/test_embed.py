@@ -21,7 +21,7 @@ from running import REPOSITORY, attempt, outcome_of, python_m_jobs, said, until
 from safetensors.torch import save_file
 
 from jobs import embed as job
-from jobs import forks
+from jobs import embed_images, forks
 from jobs.contract import Cause, Outcome, RunDir, Status, write_outcome
 from jobs.data.coco_store import CocoManifest
 from jobs.data.errors import DataError
@@ -101,8 +101,8 @@ def untouched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDi
 
 @pytest.fixture(autouse=True)
 def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(job, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(embed_images, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(embed_images, "CHECKPOINT_EVERY_S", 0.0)
 
 
 def test_that_tokens_are_the_backbones_within_the_dtypes_precision(untouched: RunDir, prepared: Path) -> None:
@@ -206,13 +206,13 @@ def test_that_a_signal_ends_all_ranks_and_the_next_attempt_goes_on(
     run_dir = embed_run(tmp_path, prepared)
 
     def slowly() -> None:
-        real = job.embed_shard
+        real = embed_images.embed_shard
 
         def slow(*args: Any, **named: Any) -> Any:
             time.sleep(0.1)
             return real(*args, **named)
 
-        job.embed_shard = slow
+        embed_images.embed_shard = slow
 
     pids = forks.run_group(run_dir, ranks=world_size, launch=f"signal-{world_size}", hook=slowly)
     until(lambda: len(list((run_dir.path / "work" / "facts").rglob("*.json"))) >= 3)
@@ -270,13 +270,13 @@ def test_that_a_rank_that_waits_bears_the_scratch_directory_being_cleared(
 
             FeatureWriter.end = ended  # type: ignore[method-assign]
         else:
-            compute = job.embed_shard
+            compute = embed_images.embed_shard
 
             def slow(*args: Any, **named: Any) -> Any:
                 time.sleep(0.1)  # rank 1 is to wait for rank 0
                 return compute(*args, **named)
 
-            job.embed_shard = slow
+            embed_images.embed_shard = slow
 
     pids = forks.run_group(run_dir, ranks=2, launch=f"vanishing-{time.monotonic_ns()}", hook=vanishing)
     assert [one.code for one in forks.end_group(pids)] == [0, 0], said(run_dir)
@@ -321,8 +321,8 @@ def test_that_a_rank_without_a_word_is_given_up_with_a_reason(prepared: Path, tm
 
     def hang() -> None:
         if os.environ["RANK"] == "1":
-            job.embed_shard = lambda *args, **named: time.sleep(60)  # type: ignore[assignment]  # in this fork only
-            job.Watchdog.start = lambda self: self  # type: ignore[method-assign]  # it does not even know that it hangs
+            embed_images.embed_shard = lambda *args, **named: time.sleep(60)  # type: ignore[assignment]  # in this fork only
+            embed_images.Watchdog.start = lambda self: self  # type: ignore[method-assign]  # it does not even know that it hangs
 
     pids = forks.run_group(run_dir, ranks=2, launch="hang", hook=hang)
     assert forks.wait(pids[0]).code == 1
@@ -337,7 +337,7 @@ def test_that_a_rank_that_hangs_in_its_own_work_ends_with_a_reason(prepared: Pat
     run_dir = embed_run(tmp_path, prepared, runtime={"hang_timeout_s": 1.0})
 
     def hang() -> None:
-        job.embed_shard = lambda *args, **named: time.sleep(60)  # type: ignore[assignment]  # in this fork only
+        embed_images.embed_shard = lambda *args, **named: time.sleep(60)  # type: ignore[assignment]  # in this fork only
 
     assert attempt(run_dir, hook=hang) == [1]
     outcome = outcome_of(run_dir)
