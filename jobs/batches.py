@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 from jobs.data.sampler import StepSampler, share
 from jobs.randomness import standard_normal
 from jobs.samples import Samples
+from models.slot_model import Inputs
 
 
 class Batch(NamedTuple):
     """One rank's share of a step's global batch, on the device. Legend: B images of this rank, K slots, Z noise values."""
 
-    inputs: torch.Tensor
-    """What the model sees: float32 images [B,3,H,W] in [0, 1], or tokens [B,N,C]."""
+    inputs: Inputs
+    """What the model sees: float32 images [B,3,H,W] in [0, 1], tokens [B,N,C], or tokens with a sentence."""
     targets: torch.Tensor
     """What is to be reconstructed: the inputs themselves, or images [B,3,T,T] in [0, 1]."""
     noise_BKZ: torch.Tensor
@@ -46,6 +47,8 @@ class StepDataset(Dataset[tuple[tuple[torch.Tensor, ...], torch.Tensor, int, int
     world_size: int
     flip: bool = False
     """Mirror each sample with probability one half, as a function of (seed, step)."""
+    shuffled: bool = False
+    """Tell each sample the sentence of the one before it in the global batch, whose order is random."""
 
     def __getitem__(self, step: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, int, int, int]:
         indices = self.sampler.global_batch(step)
@@ -54,7 +57,8 @@ class StepDataset(Dataset[tuple[tuple[torch.Tensor, ...], torch.Tensor, int, int
         mirrored = np.zeros(len(indices), dtype=np.bool_)
         if self.flip:
             mirrored = standard_normal((len(indices),), self.seed, "flip", step) < 0
-        stored = self.samples.read(indices[rows], mirrored[rows])
+        told = np.roll(indices, 1)[rows] if self.shuffled else None
+        stored = self.samples.read(indices[rows], mirrored[rows], told)
         return stored, torch.from_numpy(noise_BKZ), rows.start, rows.stop, len(indices)
 
 

@@ -3,6 +3,7 @@
 Per-image terms are sums divided by the global batch size. A term that pools the batch is computed on the slots of the whole
 global batch on every rank: gradient enters through this rank's own rows, and since the projection head's gradient is whole
 on each of the W ranks, that term is divided by W and the slots' gradient multiplied by W before the sum over ranks.
+Sentences that such a term needs are gathered like the slots, without gradient.
 With accumulation the slots are computed twice: first without gradient to pool them, then micro-batch by micro-batch, each
 receiving its rows of the pooled term's gradient.
 """
@@ -18,9 +19,9 @@ from jobs.batches import Batch
 from jobs.data.sampler import share
 from jobs.distributed import Group
 from models.objectives import Objective
-from models.slot_model import SlotOutput
+from models.slot_model import ConditionedInputs, Inputs, SlotOutput
 
-Forward = Callable[[torch.Tensor, torch.Tensor], SlotOutput]
+Forward = Callable[[Inputs, torch.Tensor], SlotOutput]
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -36,12 +37,16 @@ class _ScaleGradient(torch.autograd.Function):
         return gradient * ctx.factor, None
 
 
-def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _rows_of(inputs: Inputs, rows: slice) -> Inputs:
+    return inputs.rows(rows) if isinstance(inputs, ConditionedInputs) else inputs[rows]
+
+
+def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[slice, Inputs, torch.Tensor, torch.Tensor]]:
     """(rows, inputs, targets, noise) of each part."""
-    count = batch.inputs.shape[0]
+    count = batch.noise_BKZ.shape[0]
     for part in range(min(parts, max(1, count))):
         rows = share(count, part, min(parts, max(1, count)))
-        yield rows, batch.inputs[rows], batch.targets[rows], batch.noise_BKZ[rows]
+        yield rows, _rows_of(batch.inputs, rows), batch.targets[rows], batch.noise_BKZ[rows]
 
 
 def _pooled(
@@ -51,7 +56,9 @@ def _pooled(
     world = group.world_size
     scaled_BKD = slots_BKD if world == 1 else _ScaleGradient.apply(slots_BKD, float(world))  # type: ignore[no-untyped-call]
     everything_BKD = group.gather_rows(scaled_BKD, batch.rows, batch.total)
-    terms = objective.slot_terms(everything_BKD, step=step)
+    local_BT = objective.pooled_text(batch.inputs)
+    text_BT = None if local_BT is None else group.gather_rows(local_BT.detach(), batch.rows, batch.total)
+    terms = objective.slot_terms(everything_BKD, step=step, text_BT=text_BT)
     return terms.total / world, {name: part.detach() / world for name, part in terms.parts.items()}
 
 
@@ -66,7 +73,7 @@ def step_gradients(
     def add(name: str, value: torch.Tensor) -> None:
         sums[name] = sums[name] + value.detach() if name in sums else value.detach()
 
-    if batch.inputs.shape[0] == 0:  # more ranks than images in an epoch's last batch
+    if batch.noise_BKZ.shape[0] == 0:  # more ranks than images in an epoch's last batch
         if pools:  # the others pool with us, and our share of the head's gradient is due
             total, parts = _pooled(objective, batch.noise_BKZ, batch, group, step)
             if total.requires_grad:
@@ -89,13 +96,11 @@ def step_gradients(
         mse = objective.reconstruction_B(output, targets).sum() / batch.total
         loss = mse
         add("mse", mse)
-        sparsity_B = objective.sparsity_B(output)
-        if sparsity_B is not None:
-            loss = loss + sparsity_B.sum() / batch.total
-            add("sparsity", sparsity_B.sum() / batch.total)
-        if output.keep_BK is not None and output.keep_probability_BK is not None:
-            add("kept_slots", output.keep_BK.sum() / batch.total)
-            add("keep_probability", output.keep_probability_BK.mean(dim=1).sum() / batch.total)
+        by_image = objective.image_terms(output, inputs)
+        if by_image is not None:
+            loss = loss + by_image.total_B.sum() / batch.total
+            for name, part_B in by_image.parts.items():
+                add(name, part_B.sum() / batch.total)
         if slots_gradient is not None:
             add("loss", loss)
             loss = loss + (output.slots_BKD.float() * slots_gradient[rows]).sum()
@@ -106,8 +111,8 @@ def step_gradients(
             for name, part in parts.items():
                 add(name, part)
         else:
-            terms = objective.slot_terms(output.slots_BKD, step=step)
-            weight = inputs.shape[0] / batch.total
+            terms = objective.slot_terms(output.slots_BKD, step=step, text_BT=objective.pooled_text(inputs))
+            weight = noise_BKZ.shape[0] / batch.total
             loss = loss + terms.total * weight
             add("loss", loss)
             for name, part in terms.parts.items():

@@ -150,7 +150,7 @@ def _loader_rates(run_dir: RunDir, target: Path) -> None:
         next(batches)
         begun, seen = time.monotonic(), 0
         while time.monotonic() - begun < LOADER_S:
-            seen += next(batches).inputs.shape[0]
+            seen += next(batches).noise_BKZ.shape[0]
         rates[str(workers)] = seen / (time.monotonic() - begun)
         del batches
     target.write_text(json.dumps(rates), encoding="utf-8")

@@ -10,16 +10,23 @@ from pathlib import Path
 import torch
 
 from jobs.contract import fsync_directory
+from jobs.data.clips_actions import COLORS, SHAPES
 from jobs.optimizer import build_adam
 from jobs.randomness import derived_seed
 from jobs.spec import TrainSpec
 from models.build import build_model, build_objective
 from models.objectives import Objective
+from models.semantic import LanguageSizes
 from models.slot_model import SlotModel
-from models.spec import DinosaurSpec
+from models.spec import DinosaurSpec, LanguageSlotsSpec, SemanticObjective
 
-PARTS = {"reconstruction": (), "covariance": ("covariance", "variance"), "cosine": ("cosine",)}
-"""Named parts of each objective's extra loss."""
+PARTS = {
+    "reconstruction": (),
+    "covariance": ("covariance", "variance"),
+    "cosine": ("cosine",),
+    "semantic": ("contrastive", "text", "names", "entropy"),
+}
+"""Named parts of each objective's extra loss; of a semantic one those whose weight of that name is above 0."""
 WEIGHTS = "model.pt"
 """The trained weights' name below a training run's output."""
 GATE_PARTS = ("sparsity", "kept_slots", "keep_probability")
@@ -28,7 +35,10 @@ GATE_PARTS = ("sparsity", "kept_slots", "keep_probability")
 def loss_parts(spec: TrainSpec) -> tuple[str, ...]:
     """Named scalars of a step beside loss and mse, in the order in which ranks exchange them."""
     gated = isinstance(spec.model, DinosaurSpec) and spec.model.gate is not None
-    return PARTS[spec.objective.kind] + (GATE_PARTS if gated else ())
+    parts: tuple[str, ...] = PARTS[spec.objective.kind]
+    if isinstance(spec.objective, SemanticObjective):
+        parts = tuple(name for name in parts if getattr(spec.objective, name) > 0)
+    return parts + (GATE_PARTS if gated else ())
 
 
 @dataclass(kw_only=True)
@@ -71,7 +81,12 @@ def build_state(spec: TrainSpec, device: torch.device) -> TrainState:
     model = build_model(spec.model, generator=weights).to(device)
     head = torch.Generator().manual_seed(derived_seed(spec.seed, "head") % 2**63)
     slot_size = getattr(spec.model, "slot_size", 1)
-    objective = build_objective(spec.objective, slot_size=slot_size, num_slots=spec.model.num_slots, generator=head).to(device)
+    language = None
+    if isinstance(spec.model, LanguageSlotsSpec):
+        language = LanguageSizes(text_size=spec.model.text_size, colours=len(COLORS), shapes=len(SHAPES))
+    objective = build_objective(
+        spec.objective, slot_size=slot_size, num_slots=spec.model.num_slots, generator=head, language=language
+    ).to(device)
     parameters = [*model.parameters(), *objective.parameters()] or [torch.nn.Parameter(torch.zeros(1, device=device))]
     return TrainState(
         model=model, objective=objective, optimizer=build_adam(spec.optimizer, parameters, cuda=device.type == "cuda")

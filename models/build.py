@@ -17,6 +17,7 @@ from models.objectives import Cosine, Covariance, Objective, ProjectionHead, Rec
 from models.patch_mlp import PatchMlp
 from models.patch_transformer import PatchTransformer
 from models.random_masks import RandomMasks
+from models.semantic import LanguageSizes, Semantic
 from models.slot_attention import NORM_EPS, SlotAttention
 from models.slot_autoencoder import ConvEncoder, SlotAutoencoder
 from models.slot_model import SlotModel
@@ -35,6 +36,7 @@ from models.spec import (
     PatchTransformerDecoder,
     ProjectionSpec,
     ReconstructionObjective,
+    SemanticObjective,
     SlotAutoencoderSpec,
     TransformerText2Slot,
     UntrainedScoreSpec,
@@ -60,10 +62,13 @@ def build_model(spec: ModelSpec, *, generator: torch.Generator) -> SlotModel:
             assert_never(spec)
 
 
-def build_objective(spec: ObjectiveSpec, *, slot_size: int, num_slots: int, generator: torch.Generator) -> Objective:
-    """The objective of a spec, with its projection head (torch's default distributions) drawn from `generator` alone.
+def build_objective(
+    spec: ObjectiveSpec, *, slot_size: int, num_slots: int, generator: torch.Generator, language: LanguageSizes | None = None
+) -> Objective:
+    """The objective of a spec, with its heads (torch's default distributions) drawn from `generator` alone.
 
-    Raises ValueError when an identity projection's size differs from the slot size.
+    `language`: of a model that is told sentences. Raises ValueError when an identity projection's size differs from the slot
+    size, or a term needs `language` that is not there.
     """
     match spec:
         case ReconstructionObjective():
@@ -72,6 +77,9 @@ def build_objective(spec: ObjectiveSpec, *, slot_size: int, num_slots: int, gene
             return Covariance(spec, head=_head(spec.projection, slot_size, num_slots, generator))
         case CosineObjective():
             return Cosine(spec, head=_head(spec.projection, slot_size, num_slots, generator))
+        case SemanticObjective():
+            weights = Weights(scheme="covloss", generator=generator)
+            return Semantic(spec, slot_size=slot_size, language=language, weights=weights)
         case _:
             assert_never(spec)
 

@@ -2,7 +2,7 @@
 
 Terms over slots compute in float32, also under autocast.
 
-Legend: B images, C = 3 colours, H x W pixels, K slots, D slot size, P projected size, n = B * K pooled slots.
+Legend: B images, C = 3 colours, H x W pixels, K slots, D slot size, P projected size, n = B * K pooled slots, T text features.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.initialisation import Weights
-from models.slot_model import SlotOutput
+from models.slot_model import Inputs, SlotOutput
 from models.spec import CosineObjective, CovarianceObjective, ProjectionSpec, ReconstructionObjective
 
 STD_EPS = 1e-4
@@ -27,8 +27,18 @@ COSINE_EPS = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageTerms:
+    """What an objective adds to the reconstruction error of every image by itself."""
+
+    total_B: Float[Tensor, " B"]
+    """The weighted extra loss."""
+    parts: dict[str, Float[Tensor, " B"]]
+    """Named scalars of every image, to be logged as their means over images."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SlotTerms:
-    """What an objective adds to the reconstruction error."""
+    """What an objective adds to the reconstruction error of the batch."""
 
     total: Float[Tensor, ""]
     """The weighted extra loss; zero for plain reconstruction."""
@@ -37,7 +47,10 @@ class SlotTerms:
 
 
 class Objective(nn.Module, ABC):
-    """A loss = mean of `reconstruction_B` + `slot_terms(...).total`; owns the projection head, used in training only."""
+    """A loss = mean of `reconstruction_B` and `image_terms(...).total_B`, + `slot_terms(...).total`; owns its heads.
+
+    Heads are used in training only.
+    """
 
     pools_batch: bool
     """Whether `slot_terms` must see the slots of the whole global batch; else it is a mean over images."""
@@ -48,13 +61,19 @@ class Objective(nn.Module, ABC):
         """Mean squared error of every image, over colours and pixels or over tokens and features."""
         return (output.reconstruction.float() - targets.float()).square().flatten(1).mean(dim=1)
 
-    def sparsity_B(self, output: SlotOutput) -> Float[Tensor, " B"] | None:  # noqa: N802  # the suffix is the shape
-        """The weighted penalty on every image's kept slots; None when there is none."""
+    def image_terms(self, output: SlotOutput, inputs: Inputs) -> ImageTerms | None:
+        """The extra loss of every image by itself; None when there is none."""
+        return None
+
+    def pooled_text(self, inputs: Inputs) -> Float[Tensor, "B T"] | None:
+        """What `slot_terms` must be told of every image's sentence beside its slots, without gradient; None for nothing."""
         return None
 
     @abstractmethod
-    def slot_terms(self, slots_BKD: Float[Tensor, "B K D"], *, step: int) -> SlotTerms:
-        """The extra loss over all slots given; `step` counts from 1."""
+    def slot_terms(
+        self, slots_BKD: Float[Tensor, "B K D"], *, step: int, text_BT: Float[Tensor, "B T"] | None = None
+    ) -> SlotTerms:
+        """The extra loss over all slots given, with the `pooled_text` of their images; `step` counts from 1."""
 
 
 class ProjectionHead(nn.Module):
@@ -111,11 +130,19 @@ class Reconstruction(Objective):
         super().__init__()
         self.spec = spec
 
-    def sparsity_B(self, output: SlotOutput) -> Float[Tensor, " B"] | None:  # noqa: N802  # the suffix is the shape
+    def image_terms(self, output: SlotOutput, inputs: Inputs) -> ImageTerms | None:
         """sparsity * the share of slots that an image keeps; None without a gate."""
-        return None if output.keep_BK is None else self.spec.sparsity * output.keep_BK.float().mean(dim=1)
+        if output.keep_BK is None or output.keep_probability_BK is None:
+            return None
+        sparsity_B = self.spec.sparsity * output.keep_BK.float().mean(dim=1)
+        kept_B, probability_B = output.keep_BK.sum(dim=1), output.keep_probability_BK.mean(dim=1)
+        return ImageTerms(
+            total_B=sparsity_B, parts={"sparsity": sparsity_B, "kept_slots": kept_B, "keep_probability": probability_B}
+        )
 
-    def slot_terms(self, slots_BKD: Float[Tensor, "B K D"], *, step: int) -> SlotTerms:
+    def slot_terms(
+        self, slots_BKD: Float[Tensor, "B K D"], *, step: int, text_BT: Float[Tensor, "B T"] | None = None
+    ) -> SlotTerms:
         """Nothing is added."""
         return SlotTerms(total=slots_BKD.new_zeros((), dtype=torch.float32), parts={})
 
@@ -133,7 +160,9 @@ class Covariance(Objective):
         self.spec = spec
         self.head = head
 
-    def slot_terms(self, slots_BKD: Float[Tensor, "B K D"], *, step: int) -> SlotTerms:
+    def slot_terms(
+        self, slots_BKD: Float[Tensor, "B K D"], *, step: int, text_BT: Float[Tensor, "B T"] | None = None
+    ) -> SlotTerms:
         """Raises ValueError for a single slot in all, whose covariance is undefined."""
         with torch.autocast(slots_BKD.device.type, enabled=False):
             pooled_nP = self.head(slots_BKD).flatten(0, 1)
@@ -178,7 +207,9 @@ class Cosine(Objective):
         self.head = head
         self.pools_batch = head.pools_batch
 
-    def slot_terms(self, slots_BKD: Float[Tensor, "B K D"], *, step: int) -> SlotTerms:
+    def slot_terms(
+        self, slots_BKD: Float[Tensor, "B K D"], *, step: int, text_BT: Float[Tensor, "B T"] | None = None
+    ) -> SlotTerms:
         """The weight rises linearly over the first `warmup_steps` steps."""
         with torch.autocast(slots_BKD.device.type, enabled=False):
             cosine = cosine_term(self.head(slots_BKD), margin=self.spec.margin)
@@ -186,9 +217,14 @@ class Cosine(Objective):
             return SlotTerms(total=self.spec.weight * ramp * cosine, parts={"cosine": cosine})
 
 
+def unit_length(vectors: Float[Tensor, "*N P"]) -> Float[Tensor, "*N P"]:
+    """Vectors brought to length 1; one of zeros stays, with a finite gradient."""
+    return vectors * (vectors.square().sum(dim=-1, keepdim=True) + COSINE_EPS).rsqrt()
+
+
 def cosine_term(slots_BKP: Float[Tensor, "B K P"], *, margin: float) -> Float[Tensor, ""]:
     """Mean over images and all K * K ordered pairs of max(0, cos - margin) for different slots; one Gram per image."""
-    unit_BKP = slots_BKP * (slots_BKP.square().sum(dim=2, keepdim=True) + COSINE_EPS).rsqrt()
+    unit_BKP = unit_length(slots_BKP)
     excess_BKK = F.relu(unit_BKP @ unit_BKP.transpose(1, 2) - margin)
     different_KK = ~torch.eye(slots_BKP.shape[1], dtype=torch.bool, device=slots_BKP.device)
     return (excess_BKK * different_KK).mean()

@@ -17,7 +17,8 @@ from jobs.distributed import Group
 from jobs.gradients import step_gradients
 from jobs.randomness import generator, standard_normal
 from jobs.spec import TrainSpec
-from jobs.state import PARTS, TrainState, build_state
+from jobs.state import TrainState, build_state, loss_parts
+from models.slot_model import ConditionedInputs, Inputs
 
 TOTALS = (8, 7, 3)
 """Global batches: even, uneven, and fewer images than four ranks."""
@@ -25,14 +26,50 @@ STEP = 5
 ROUNDING = 2e-6
 """Relative rounding error of a float32 gradient that is summed in another order; a wrong one is off by 1e-3 and more."""
 
+LANGUAGE = {
+    "kind": "language_slots", "resolution": 16, "tokens": 4, "feature_size": 10, "text_size": 7, "num_slots": 4, "slot_size": 8,
+    "num_iterations": 2, "slot_mlp_size": 16, "text2slot": {"kind": "mlp", "hidden_sizes": [5]},
+    "decoder": {"initial_resolution": 4, "channels": [8, 8]},
+}  # fmt: skip
+WORDS = {"kind": "transformer", "text_tokens": 5, "hidden": 6, "heads": 2, "layers": 1, "feedforward": 8}
+GATED = {
+    "kind": "dinosaur", "tokens": 4, "feature_size": 10, "num_slots": 4, "slot_size": 8, "num_iterations": 2, "gate": {},
+    "decoder": {"kind": "patch_mlp", "hidden": 12},
+}  # fmt: skip
+SEMANTIC = {"kind": "semantic", "contrastive": 0.7, "temperature": 0.1, "text": 1.5, "names": 0.4, "entropy": 0.3, "hidden": 6}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    **{name: (MODEL, objective) for name, objective in OBJECTIVES.items()},
+    "semantic": (LANGUAGE | {"text2slot": WORDS}, SEMANTIC),
+    "semantic, not pooled": (LANGUAGE, SEMANTIC | {"contrastive": 0.0}),
+    "gated": (GATED, {"kind": "reconstruction", "sparsity": 0.5}),
+}
+"""Model and objective."""
+SENTENCES = 3
+
 
 def spec_of(name: str) -> TrainSpec:
-    return TrainSpec.model_validate({"kind": "train", "model": MODEL, "objective": OBJECTIVES[name]})
+    model, objective = CASES[name]
+    return TrainSpec.model_validate({"kind": "train", "model": model, "objective": objective})
 
 
-def global_batch(total: int) -> tuple[Tensor, Tensor]:
+def global_batch(name: str, total: int) -> tuple[Inputs, Tensor, Tensor]:
+    """(inputs, targets, noise); sentences repeat in it, and some name one object or none."""
+    model = CASES[name][0]
+    noise_size = 10 if model is GATED else 8
+    noise = torch.from_numpy(standard_normal((total, 4, noise_size), 1, "noise", total))
     images = torch.from_numpy(generator(1, "images", total).random((total, 3, 16, 16), dtype="float32"))
-    return images, torch.from_numpy(standard_normal((total, 4, 8), 1, "noise", total))
+    if model is MODEL:
+        return images, images, noise
+    tokens = torch.from_numpy(standard_normal((total, 4, 10), 1, "tokens", total))
+    if model is GATED:
+        return tokens, tokens, noise
+    sentence_B = torch.arange(total) % SENTENCES
+    shape = (SENTENCES, 5, 7) if name == "semantic" else (SENTENCES, 7)
+    text = torch.from_numpy(standard_normal(shape, 1, "text"))[sentence_B]
+    padding = torch.arange(5) > 2 + sentence_B[:, None] if name == "semantic" else None
+    names = torch.from_numpy(generator(1, "names").integers(0, 4, (SENTENCES, 2, 2)))
+    names[1, 1] = names[2] = -1
+    return ConditionedInputs(tokens, text, padding, names[sentence_B]), images, noise
 
 
 def summed(group: Group, name: str, total: int, accumulation: int, *, pools: bool | None = None) -> dict[str, Tensor]:
@@ -40,11 +77,12 @@ def summed(group: Group, name: str, total: int, accumulation: int, *, pools: boo
     state = build_state(spec_of(name), torch.device("cpu"))
     if pools is not None:
         state.objective.pools_batch = pools
-    images, noise = global_batch(total)
+    inputs, targets, noise = global_batch(name, total)
     rows = share(total, group.rank, group.world_size)
-    batch = Batch(images[rows], images[rows], noise[rows], rows, total)
+    mine = inputs.rows(rows) if isinstance(inputs, ConditionedInputs) else inputs[rows]
+    batch = Batch(mine, targets[rows], noise[rows], rows, total)
     sums = step_gradients(state.model, state.objective, batch, group, step=STEP, accumulation=accumulation)
-    names = ["loss", "mse", *PARTS[spec_of(name).objective.kind]]
+    names = ["loss", "mse", *loss_parts(spec_of(name))]
     local = torch.stack([sums.get(one, torch.zeros(())).float() for one in names])
     scalars = group.sum_gradients(state.parameters(), local)
     return named_gradients(state) | dict(zip(names, scalars, strict=True))
@@ -62,13 +100,19 @@ def named_gradients(state: TrainState) -> dict[str, Tensor]:
 def oracle(name: str, total: int) -> dict[str, Tensor]:
     """Plain autograd on the whole batch in one process."""
     state = build_state(spec_of(name), torch.device("cpu"))
-    images, noise = global_batch(total)
-    output = state.model(images, noise)
-    mse = (output.reconstruction - images).square().mean()
-    terms = state.objective.slot_terms(output.slots_BKD, step=STEP)
+    inputs, targets, noise = global_batch(name, total)
+    output = state.model(inputs, noise)
+    mse = (output.reconstruction - targets).square().mean()
+    terms = state.objective.slot_terms(output.slots_BKD, step=STEP, text_BT=state.objective.pooled_text(inputs))
+    by_image = state.objective.image_terms(output, inputs)
     loss = mse + terms.total
+    parts = dict(terms.parts)
+    if by_image is not None:
+        loss = loss + by_image.total_B.mean()
+        parts |= {part: value_B.detach().mean() for part, value_B in by_image.parts.items()}
     loss.backward()
-    return named_gradients(state) | {"loss": loss.detach(), "mse": mse.detach()} | dict(terms.parts)
+    assert parts.keys() == set(loss_parts(spec_of(name)))
+    return named_gradients(state) | {"loss": loss.detach(), "mse": mse.detach()} | parts
 
 
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -85,7 +129,7 @@ def scalar_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float
 
 def every_case(group: Group) -> dict[tuple[str, int, int], dict[str, Tensor]]:
     cases: dict[tuple[str, int, int], Any] = {}
-    for name in OBJECTIVES:
+    for name in CASES:
         for total in TOTALS:
             for accumulation in (1, 2):
                 cases[name, total, accumulation] = {k: v.detach() for k, v in summed(group, name, total, accumulation).items()}
@@ -102,7 +146,10 @@ def test_that_gradients_are_those_of_the_global_batch(world_size: int, tmp_path:
             assert wrong[1] < 1e-6, (name, total, accumulation, wrong)
 
 
-@pytest.mark.parametrize("name", ["covariance, layernorm", "covariance, batchnorm", "covariance, identity", "cosine, batchnorm"])
+@pytest.mark.parametrize(
+    "name",
+    ["covariance, layernorm", "covariance, batchnorm", "covariance, identity", "cosine, batchnorm", "semantic"],
+)
 def test_that_a_rank_of_its_own_statistics_would_differ(name: str, tmp_path: Path) -> None:
     (alone, _) = in_group(tmp_path, 2, partial(summed, name=name, total=8, accumulation=1, pools=False))
     assert difference(alone, oracle(name, 8)) > 1e-2
@@ -117,6 +164,12 @@ def test_that_micro_batches_of_their_own_statistics_would_differ(tmp_path: Path)
 def test_that_more_micro_batches_than_images_are_fine(tmp_path: Path) -> None:
     (found,) = in_group(tmp_path, 1, partial(summed, name="covariance, layernorm", total=3, accumulation=9))
     assert difference(found, oracle("covariance, layernorm", 3)) < ROUNDING
+
+
+def test_that_only_terms_with_a_weight_are_logged() -> None:
+    assert loss_parts(spec_of("semantic")) == ("contrastive", "text", "names", "entropy")
+    assert loss_parts(spec_of("semantic, not pooled")) == ("text", "names", "entropy")
+    assert loss_parts(spec_of("gated")) == ("sparsity", "kept_slots", "keep_probability")
 
 
 def agreements(group: Group) -> list[tuple[bool, bool]]:
