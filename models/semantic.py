@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from models.initialisation import Weights
@@ -119,8 +119,8 @@ class ContrastiveHead(nn.Module):
         return (F.cross_entropy(allowed_BB, own_B) + F.cross_entropy(allowed_BB.T, own_B)) / 2
 
 
-def same_sentence(text_BT: Float[Tensor, "B T"]) -> Tensor:
-    """[B,B]: whether two images have the same sentence, told by equal features (they are rows of one table)."""
+def same_sentence(text_BT: Float[Tensor, "B T"]) -> Bool[Tensor, "B B"]:
+    """Whether two images have the same sentence, told by equal features (they are rows of one table)."""
     return (text_BT[:, None] == text_BT).all(dim=2)
 
 

@@ -305,5 +305,5 @@ def test_that_what_else_is_missing_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["contrastive", "text", "names"])
 def test_that_a_model_without_language_is_refused_in_words(name: str) -> None:
-    with pytest.raises(ValueError, match="need model.kind language_slots"):
+    with pytest.raises(ValueError, match=r"need model\.kind language_slots"):
         build_objective(SemanticObjective(**{name: 1.0}), slot_size=SIZE, num_slots=SLOTS, generator=seeded(0))
