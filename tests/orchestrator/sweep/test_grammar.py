@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.sweep.grammar import load_sweep, parse_sweep
+from orchestrator.sweep.model import Factorial
 
 Complaint = Callable[[Callable[[], object]], str]
 
@@ -219,7 +220,60 @@ WRONG = [
     (
         "table: {rows: method, columns: data, value: {metric: eval/ari, over: seed, better: more}}\n",
         "unknown direction",
-        "higher, lower",
+        "higher, lower, neutral",
+    ),
+    (
+        "table: {rows: method, columns: data, value: {metric: eval/ari, over: seed}, effects: {base: on}}\n",
+        "table.effects.base: unknown option of axis `method`",
+        "did you mean `one`?",
+    ),
+    ("table: {rows: method, columns: data, value: {metric: eval/ari, over: seed}, effects: {}}\n", "lacks the key `base`", ""),
+    ("table: {value: {metric: eval/ari, over: seed}}\n", "table: lacks the key `rows`", ""),
+    (
+        "table: {rows: method, factorial: {factors: [method, data]}, value: {metric: eval/ari, over: seed}}\n",
+        "table.rows: does not go with `factorial`",
+        "",
+    ),
+    (
+        "table: {effects: {base: one}, factorial: {factors: [method, data]}, value: {metric: eval/ari, over: seed}}\n",
+        "table.effects: does not go with `factorial`",
+        "",
+    ),
+    (
+        "table: {factorial: {factors: [method, dat]}, value: {metric: eval/ari, over: seed}}\n",
+        "table.factorial.factors[1]: unknown axis",
+        "did you mean `data`?",
+    ),
+    (
+        "table: {factorial: {factors: [method, method]}, value: {metric: eval/ari, over: seed}}\n",
+        "table.factorial.factors[1]: is named twice",
+        "",
+    ),
+    (
+        "table: {factorial: {factors: [method]}, value: {metric: eval/ari, over: seed}}\n",
+        "table.factorial.factors: crosses nothing",
+        "at least two axes",
+    ),
+    ("table: {factorial: {}, value: {metric: eval/ari, over: seed}}\n", "table.factorial: lacks the key `factors`", ""),
+    (
+        "table: {factorial: {factors: [method, data], within: {seed: 0}}, value: {metric: eval/ari, over: seed}}\n",
+        "table.factorial.within.seed: unknown key",
+        "allowed: method, data",
+    ),
+    (
+        "table: {factorial: {factors: [method, data], within: {data: smal}}, value: {metric: eval/ari, over: seed}}\n",
+        "unknown option of axis `data`",
+        "did you mean `small`?",
+    ),
+    (
+        "table: {factorial: {factors: [method, data]}, value: {metric: eval/ari}}\n",
+        "axis `seed` is neither factors nor over",
+        "add it to the `factors`",
+    ),
+    (
+        "table: {factorial: {factors: [method, data]}, value: {metric: eval/ari, over: data}}\n",
+        "runs over `data`, which is an axis of the table",
+        "",
     ),
     (
         "table: {rows: method, columns: data, value: {metric: eval/ari, over: seed, digits: 1.5}}\n",
@@ -250,6 +304,28 @@ def test_that_a_mistake_is_named_with_its_place_and_a_way_out(text: str, what: s
     assert what in said
     assert detail in said
     assert said.count("s.yaml:") >= 1
+
+
+def test_that_a_table_may_ask_for_effects_or_be_a_factorial() -> None:
+    text = "table: {rows: method, columns: data, value: {metric: eval/ari, better: neutral, over: seed}, effects: {base: one}}\n"
+    table = parse_sweep(GRID + text, "s.yaml").table
+    assert table is not None
+    assert (table.base, table.factorial, table.value.better, table.shown) == ("one", None, "neutral", ("method", "data"))
+    text = (
+        "table: {value: {metric: eval/ari, over: seed}, factorial: {factors: [data, method], within: {data: [large, small]}}}\n"
+    )
+    table = parse_sweep(GRID + text, "s.yaml").table
+    assert table is not None
+    assert (table.rows, table.base, table.shown) == (None, None, ("data", "method"))
+    assert table.factorial == Factorial(factors=("data", "method"), within={"data": ("small", "large")})
+
+
+def test_that_a_factor_has_two_options(complaint: Complaint) -> None:
+    wide = GRID.replace("values: [0, 1]", "values: [0, 1, 2]")
+    text = "table: {factorial: {factors: [method, seed]}, value: {metric: eval/ari, over: data}}\n"
+    said = complaint(lambda: parse_sweep(wide + text, "s.yaml"))
+    assert "table.factorial.factors[1]: is an axis of 3 options" in said
+    assert "allowed: axes of exactly two" in said
 
 
 def test_that_all_problems_of_a_file_come_at_once(complaint: Complaint) -> None:

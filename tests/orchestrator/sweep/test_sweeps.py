@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from jobs.metrics import METRICS, NOISE_SD
-from jobs.spec import JOB_KINDS, CocoSpec, EmbedSpec, EvaluateSpec, PrepareSpec, TrainSpec, WarmStartSpec
+from jobs.spec import JOB_KINDS, TOWER_KEYS, CocoSpec, EmbedSpec, EvaluateSpec, PrepareSpec, TrainSpec, WarmStartSpec
 from models.spec import (
     CocoAdaptiveDecoder,
     CosineObjective,
     CovarianceObjective,
     DinosaurSpec,
     GateSpec,
+    LanguageSlotsSpec,
+    MlpText2Slot,
+    NoText2Slot,
     PatchMlpDecoder,
     PatchTransformerDecoder,
     ReconstructionObjective,
@@ -27,10 +32,15 @@ from orchestrator.errors import UserError
 from orchestrator.sweep.compose import Composer
 from orchestrator.sweep.expand import expand
 from orchestrator.sweep.grammar import load_sweep, parse_sweep
+from orchestrator.sweep.model import Factorial
 from orchestrator.sweep.plan import Plan, plan
 
-SWEEPS = ("table1", "table3", "dinosaur", "adaslot", "demo", "count")
-SIZES = {"table1": (18, 33), "table3": (12, 26), "dinosaur": (24, 38), "adaslot": (45, 56), "demo": (10, 21), "count": (8, 8)}
+SWEEPS = ("table1", "table3", "dinosaur", "adaslot", "text2slot", "text2slot_factorial", "demo", "count")
+SIZES = {
+    "table1": (18, 33), "table3": (12, 26), "dinosaur": (24, 38), "adaslot": (45, 56), "text2slot": (78, 161),
+    "text2slot_factorial": (128, 258), "demo": (10, 21), "count": (8, 8),
+}  # fmt: skip
+LANGUAGE_MINIATURE = ("data=toy_clevr_mini", "backbone=clip_tiny", "miniature=language")
 MINIATURE = ("backbone=vit_tiny_random", "miniature=coco")
 
 
@@ -200,6 +210,152 @@ def test_that_a_coco_sweep_runs_in_miniature_with_the_overrides_of_its_header(
             assert (run.spec.steps, run.spec.batch_size, run.spec.precision) == (6, 4, "fp32")
         if isinstance(run.spec, PrepareSpec):
             assert run.spec.data.path is None
+
+
+def seed_0(plans: dict[str, Plan], sweep: str = "text2slot") -> dict[str, TrainSpec]:
+    """Row (or the cell's name) -> the training configuration of its first seed."""
+    found = {}
+    for cell in plans[sweep].cells:
+        at = cell.cell.coordinates
+        spec = plans[sweep].runs[cell.runs["train"]].spec
+        assert isinstance(spec, TrainSpec)
+        if at["seed"] == "0":
+            found[at.get("row", cell.cell.name)] = spec
+    return found
+
+
+def changed(spec: TrainSpec, base: TrainSpec) -> dict[str, Any]:
+    """Dotted key -> value, where a configuration differs from another; what merely follows from the towers is left out."""
+    mine, theirs = (flat(one.model_dump(exclude={"kind"})) for one in (spec, base))
+    follows = {f"model.{key}" for key in TOWER_KEYS} | {f"online.{key}" for key in TOWER_KEYS if key != "global_features"}
+    return {key: value for key, value in mine.items() if theirs.get(key, ...) != value and key not in follows}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+FOUR, KERNEL = {"model.decoder.channels": (64, 64, 64, 64), "model.decoder.initial_resolution": 14}, "model.decoder.kernel_size"
+HIDDEN, DISTRIBUTION = "model.text2slot.hidden_sizes", "model.text2slot.distribution"
+GRIDS: Mapping[str, dict[str, Any]] = {
+    "base": {},
+    "global_feats": {"online.global_features": True},
+    "slots3": {"model.num_slots": 3},
+    "slots5": {"model.num_slots": 5},
+    "dec14": FOUR,
+    "kernel5": {KERNEL: 5},
+    "dec14_kernel5": {**FOUR, KERNEL: 5},
+    "resize_conv": {"model.decoder.upsample": "resize_conv"},
+    "channels128": {"model.slot_size": 128, "model.decoder.channels": (128, 64, 64, 64, 64)},
+    "hidden_none": {HIDDEN: ()},
+    "mu_per_slot": {DISTRIBUTION: False},
+    "mu_per_slot_hidden_none": {HIDDEN: (), DISTRIBUTION: False},
+    "enc_pos": {"model.enc_pos_enc": True},
+    "rn50": {"online.name": "RN50-quickgelu", "model.token_norm": True},
+    "slot_size128": {"model.slot_size": 128},
+    "slot_mlp256": {"model.slot_mlp_size": 256},
+    "iterations2": {"model.num_iterations": 2},
+    "iterations5": {"model.num_iterations": 5},
+    "shuffled": {"told": "shuffled"},
+    "hidden512": {HIDDEN: (512,)},
+    "vit_b16": {"online.name": "ViT-B-16-quickgelu"},
+}
+"""language_slots.md 4, grids A, B and C: what a row sets besides the base; C01, S and the transformer change kinds."""
+
+
+def test_that_the_language_ablation_changes_one_factor_at_a_time_as_the_grids_say(plans: dict[str, Plan]) -> None:
+    specs = seed_0(plans)
+    for row, expected in GRIDS.items():
+        assert changed(specs[row], specs["base"]) == expected, row
+    model = specs["base"].model
+    assert isinstance(model, LanguageSlotsSpec)
+    assert (model.num_slots, model.slot_size, model.num_iterations, model.slot_mlp_size) == (7, 64, 3, 128)
+    assert model.text2slot == MlpText2Slot(hidden_sizes=(256,), distribution=True)
+    assert (specs["base"].steps, specs["base"].batch_size, specs["base"].optimizer.learning_rate) == (60_000, 64, 4e-4)
+    assert isinstance(specs["no_text"].model, LanguageSlotsSpec)
+    assert specs["no_text"].model.text2slot == NoText2Slot()
+    objectives = {row: spec.objective for row, spec in specs.items() if spec.objective.kind != "reconstruction"}
+    assert {row: (one.contrastive > 0, one.text > 0, one.names > 0) for row, one in objectives.items()} == {
+        "contrastive": (True, False, False), "text": (False, True, False), "names": (False, False, True),
+    }  # fmt: skip
+    assert set(specs) == {*GRIDS, "no_text", "contrastive", "text", "names", "transformer"}
+
+
+def test_that_rows_have_the_tokens_of_their_towers(plans: dict[str, Plan]) -> None:
+    specs = seed_0(plans)
+    sizes = {row: (spec.model.tokens, spec.model.feature_size, spec.model.global_features) for row, spec in specs.items()}
+    assert sizes.pop("global_feats") == (1, 512, True)
+    assert sizes.pop("rn50") == (49, 2048, False)
+    assert sizes.pop("vit_b16") == (196, 768, False)
+    assert set(sizes.values()) == {(49, 768, False)}
+
+
+def test_that_language_rows_share_their_data_and_sentences(plans: dict[str, Plan]) -> None:
+    made = plans["text2slot"]
+    assert len({cell.runs["prepare"] for cell in made.cells}) == 1
+    embeds = {cell.cell.coordinates["row"]: cell.runs["embed"] for cell in made.cells}
+    assert len(set(embeds.values())) == 4
+    assert all(embeds[row] == embeds["base"] for row in embeds if row not in ("rn50", "vit_b16", "transformer"))
+    spec = made.runs[embeds["transformer"]].spec
+    assert isinstance(spec, EmbedSpec)
+    assert (spec.images, spec.text, spec.flips) == ("none", "tokens", False)
+
+
+def test_that_every_row_of_the_language_ablation_carries_a_verdict_and_stands_against_base(plans: dict[str, Plan]) -> None:
+    sweep = plans["text2slot"].sweep
+    notes = {name: option.note for name, option in sweep.axes["row"].options.items()}
+    assert notes.pop("base") == ""
+    assert set(notes.values()) == {"should try", "should try (maybe)", "could try", "no need", "ours"}
+    assert {row for row, note in notes.items() if note == "no need"} == {"iterations2", "iterations5"}
+    assert {row for row, note in notes.items() if note == "could try"} == {"rn50", "slot_size128", "slot_mlp256"}
+    assert sweep.table is not None
+    assert sweep.table.base == "base"
+
+
+def test_that_the_factorial_crosses_seven_factors_whose_first_options_are_the_ablations_base(plans: dict[str, Plan]) -> None:
+    made = plans["text2slot_factorial"]
+    assert made.sweep.table is not None
+    assert made.sweep.table.factorial == Factorial(
+        factors=("global", "slots", "decoder", "kernel", "upsample", "hidden", "init"), within={"global": ("patches",)}
+    )
+    levels = [(axis, tuple(made.sweep.axes[axis].options)) for axis in made.sweep.table.factorial.factors]
+    cells = {tuple(cell.cell.coordinates[axis] for axis, _ in levels): cell.runs["train"] for cell in made.cells}
+    assert len(cells) == 2**7
+    assert len(set(cells.values())) == 2**7
+    rows = {
+        cell.cell.coordinates["row"]: cell.runs["train"]
+        for cell in plans["text2slot"].cells
+        if cell.cell.coordinates["seed"] == "0"
+    }
+    base = tuple(first for _, (first, _) in levels)
+    assert cells[base] == rows["base"]
+    alone = ("global_feats", "slots3", "dec14", "kernel5", "resize_conv", "hidden_none", "mu_per_slot")
+    for j, row in enumerate(alone):
+        assert cells[(*base[:j], levels[j][1][1], *base[j + 1 :])] == rows[row], row
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out", "cells"), [("text2slot", {"row": {"vit_b16"}}, 25), ("text2slot_factorial", {}, 128)]
+)
+def test_that_a_language_sweep_runs_in_miniature_with_the_overrides_of_its_header(
+    repository: Path, composer: Composer, name: str, left_out: dict[str, set[str]], cells: int
+) -> None:
+    sweep = load_sweep(repository / "sweeps" / f"{name}.yaml")
+    header = sweep.text[: sweep.text.index("title:")]
+    assert all(f"--set {text}" in header for text in LANGUAGE_MINIATURE)
+    kept = [f"{axis}={one}" for axis, names in left_out.items() for one in sweep.axes[axis].options if one not in names]
+    small = expand(sweep, only=["seed=0", *kept], overrides=LANGUAGE_MINIATURE)
+    made = plan(sweep, small, composer, content=lambda kind, path: "c" * 64, existing=lambda run_id: None)
+    assert len(made.cells) == cells
+    for run in made.runs.values():
+        if isinstance(run.spec, TrainSpec):
+            assert (run.spec.steps, run.spec.batch_size, run.spec.model.resolution) == (6, 4, 64)
+    named = re.search(r"--only (\S+)", header)
+    assert named is not None
+    assert expand(sweep, only=[named[1]])  # its rows exist
 
 
 @pytest.mark.parametrize("name", SWEEPS)

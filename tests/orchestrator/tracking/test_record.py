@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.lifecycle import RunState
-from orchestrator.sweep.model import Axis, Cell, Option, Step, Sweep, Table, Value
+from orchestrator.sweep.model import Axis, Cell, Factorial, Option, Step, Sweep, Table, Value
 from orchestrator.tracking.record import AttemptFacts, RunFacts, SweepRecord, describe, sweep_record
 
 
@@ -44,6 +46,24 @@ def test_that_a_record_survives_json():
     assert list(record.cells[0].runs) == ["prepare", "train"]
     assert (list(record.runs), record.runs["r1"].steps, record.comment) == (["r1"], 5, "a comment")
     assert record.definition == "title: A title\n"
+
+
+def test_that_a_record_keeps_what_a_table_asks_for_besides_means():
+    value = Value(metric="loss", step="train", better="neutral")
+    factorial = Factorial(factors=("a", "b"), within={"a": ("x",)})
+    for table in (
+        Table(rows="method", columns=None, value=value, base="b"),
+        Table(rows=None, columns=None, value=value, factorial=factorial),
+    ):
+        record = sweep_record(replace(sweep(), table=table), [], [], {})
+        assert SweepRecord.from_json(record.to_json()).table == table
+
+
+def test_that_a_record_from_before_there_were_effects_is_read():
+    record = sweep_record(sweep(), [], [], {})
+    raw = json.loads(record.to_json())
+    del raw["table"]["base"], raw["table"]["factorial"]
+    assert SweepRecord.from_json(json.dumps(raw)) == record
 
 
 def test_that_a_record_of_another_format_is_refused():
