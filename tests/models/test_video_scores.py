@@ -152,11 +152,22 @@ def test_that_a_switch_after_a_gap_counts() -> None:
 def test_that_an_object_keeps_its_slot_while_the_overlap_is_one_half() -> None:
     labels = np.zeros((2, 6, 8), np.int64)
     labels[:, :4, :4] = 1
-    slots = labels.copy()
-    slots[1, :4, :2], slots[1, :4, 2:4] = 2, 1  # both halves have an IoU of exactly 1/2
+    slots = 2 * labels
+    slots[1, :4, :2] = 1  # both halves have an IoU of exactly 1/2
     found = video_scores.tracks(tables(labels[None], slots[None]))
     assert (int(found.matches), int(found.switches), int(found.false_positives)) == (2, 0, 1)
     assert float(found.iou_sum) == 1.5
+
+
+@pytest.mark.parametrize("second", [0, 2])
+def test_that_a_slot_stands_for_one_object_at_a_time(second: int) -> None:
+    labels = np.zeros((3, 8, 8), np.int64)
+    labels[0, :4, :4] = 1
+    labels[1, 4:, :4] = second
+    labels[2, :4, :4], labels[2, 4:, :4] = 1, 2
+    slots = np.minimum(labels, 1)  # slot 1 is exactly both objects at the end: an IoU of 1/2 with each
+    found = video_scores.tracks(tables(labels[None], slots[None]))
+    assert (int(found.matches), int(found.misses), int(found.switches)) == (2 + second // 2, 1, 0)
 
 
 def test_that_background_slots_and_specks_are_no_hypotheses() -> None:
