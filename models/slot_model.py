@@ -44,7 +44,8 @@ class ConditionedInputs(NamedTuple):
 
     def rows(self, rows: slice) -> ConditionedInputs:
         """Those of some images."""
-        return ConditionedInputs(*(None if part is None else part[rows] for part in self))
+        text, padding_BL, names_B22 = (None if part is None else part[rows] for part in self[1:])
+        return ConditionedInputs(tokens_BNC=self.tokens_BNC[rows], text=text, padding_BL=padding_BL, names_B22=names_B22)
 
 
 Inputs = Tensor | ConditionedInputs
