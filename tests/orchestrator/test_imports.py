@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "mlflow", "submitit", "numpy", "sqlalchemy", "hydra")
+HEAVY = ("torch", "mlflow", "submitit", "numpy", "scipy", "matplotlib", "sqlalchemy", "hydra")
 
 PROBE = """
 import json, sys
@@ -65,9 +65,12 @@ def test_that_help_and_status_load_nothing_heavy(arguments: tuple[str, ...], roo
     assert loaded_by(*arguments, root=root_with_a_run) & {*HEAVY, "pydantic", "omegaconf", "yaml"} == set()
 
 
-@pytest.mark.parametrize("sweep", ["sweeps/count.yaml", "sweeps/demo.yaml"])
+@pytest.mark.parametrize("sweep", ["sweeps/count.yaml", "sweeps/demo.yaml", "sweeps/text2slot.yaml"])
 def test_that_plan_loads_neither_torch_nor_mlflow(sweep: str, tmp_path: Path) -> None:
-    assert loaded_by("plan", sweep, root=tmp_path / "nothing") & {"torch", "mlflow", "submitit", "sqlalchemy"} == set()
+    assert (
+        loaded_by("plan", sweep, root=tmp_path / "nothing") & {"torch", "mlflow", "submitit", "sqlalchemy", "scipy", "matplotlib"}
+        == set()
+    )
 
 
 def test_that_every_import_contract_holds() -> None:

@@ -212,15 +212,14 @@ def test_that_a_coco_sweep_runs_in_miniature_with_the_overrides_of_its_header(
             assert run.spec.data.path is None
 
 
-def seed_0(plans: dict[str, Plan], sweep: str = "text2slot") -> dict[str, TrainSpec]:
-    """Row (or the cell's name) -> the training configuration of its first seed."""
+def seed_0(plans: dict[str, Plan]) -> dict[str, TrainSpec]:
+    """Row of the language ablation -> the training configuration of its first seed."""
     found = {}
-    for cell in plans[sweep].cells:
-        at = cell.cell.coordinates
-        spec = plans[sweep].runs[cell.runs["train"]].spec
+    for cell in plans["text2slot"].cells:
+        spec = plans["text2slot"].runs[cell.runs["train"]].spec
         assert isinstance(spec, TrainSpec)
-        if at["seed"] == "0":
-            found[at.get("row", cell.cell.name)] = spec
+        if cell.cell.coordinates["seed"] == "0":
+            found[cell.cell.coordinates["method"]] = spec
     return found
 
 
@@ -296,7 +295,7 @@ def test_that_rows_have_the_tokens_of_their_towers(plans: dict[str, Plan]) -> No
 def test_that_language_rows_share_their_data_and_sentences(plans: dict[str, Plan]) -> None:
     made = plans["text2slot"]
     assert len({cell.runs["prepare"] for cell in made.cells}) == 1
-    embeds = {cell.cell.coordinates["row"]: cell.runs["embed"] for cell in made.cells}
+    embeds = {cell.cell.coordinates["method"]: cell.runs["embed"] for cell in made.cells}
     assert len(set(embeds.values())) == 4
     assert all(embeds[row] == embeds["base"] for row in embeds if row not in ("rn50", "vit_b16", "transformer"))
     spec = made.runs[embeds["transformer"]].spec
@@ -306,7 +305,7 @@ def test_that_language_rows_share_their_data_and_sentences(plans: dict[str, Plan
 
 def test_that_every_row_of_the_language_ablation_carries_a_verdict_and_stands_against_base(plans: dict[str, Plan]) -> None:
     sweep = plans["text2slot"].sweep
-    notes = {name: option.note for name, option in sweep.axes["row"].options.items()}
+    notes = {name: option.note for name, option in sweep.axes["method"].options.items()}
     assert notes.pop("base") == ""
     assert set(notes.values()) == {"should try", "should try (maybe)", "could try", "no need", "ours"}
     assert {row for row, note in notes.items() if note == "no need"} == {"iterations2", "iterations5"}
@@ -326,7 +325,7 @@ def test_that_the_factorial_crosses_seven_factors_whose_first_options_are_the_ab
     assert len(cells) == 2**7
     assert len(set(cells.values())) == 2**7
     rows = {
-        cell.cell.coordinates["row"]: cell.runs["train"]
+        cell.cell.coordinates["method"]: cell.runs["train"]
         for cell in plans["text2slot"].cells
         if cell.cell.coordinates["seed"] == "0"
     }
@@ -338,7 +337,7 @@ def test_that_the_factorial_crosses_seven_factors_whose_first_options_are_the_ab
 
 
 @pytest.mark.parametrize(
-    ("name", "left_out", "cells"), [("text2slot", {"row": {"vit_b16"}}, 25), ("text2slot_factorial", {}, 128)]
+    ("name", "left_out", "cells"), [("text2slot", {"method": {"vit_b16"}}, 25), ("text2slot_factorial", {}, 128)]
 )
 def test_that_a_language_sweep_runs_in_miniature_with_the_overrides_of_its_header(
     repository: Path, composer: Composer, name: str, left_out: dict[str, set[str]], cells: int
