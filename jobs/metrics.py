@@ -55,6 +55,7 @@ METRICS: Mapping[str, Mapping[str, str]] = {
     "prepare": {"prepare/records": "records written so far"},
     "embed": {
         "embed/images": "images embedded so far (a mirrored copy counts as one)",
+        "embed/texts": "sentences embedded so far",
         "embed/images_per_s": "images embedded per second by this attempt, over all ranks",
         "embed/error_floor": "mean squared difference between the tokens and what the stored dtype keeps of them",
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import click
 
-from jobs.spec import CocoSpec, EmbedSpec, PrepareSpec, TrainSpec
+from jobs.spec import ClipsSpec, CocoSpec, EmbedSpec, PrepareSpec, ToyClevrSpec, TrainSpec
 from orchestrator.errors import Problem, RunsFailed
 from orchestrator.rehearsal import Chain, distinct_chains, in_warm_process
 from orchestrator.sweep.plan import Plan, PlannedRun
 
 MIB = 2**20
+FRAMES = 34
+"""Of a pick-and-place clip."""
 
 
 def batch_size(chain: Chain) -> int:
@@ -62,8 +65,15 @@ def prepared_by(chain: Chain, run: PlannedRun) -> PrepareSpec:
 
 
 def image_counts(spec: PrepareSpec) -> tuple[int, int]:
-    """Training and validation images of a whole COCO data set: what lies in the folders, or what the generator makes."""
+    """Training and validation images of a whole data set: what lies in COCO's folders, what a generator makes, or the frames of
+    clips (of a folder's lists: clips with too many objects are left out later)."""
     data = spec.data
+    if isinstance(data, ToyClevrSpec):
+        return data.train.count * FRAMES, data.test.count * FRAMES
+    if isinstance(data, ClipsSpec):
+        lists = (Path(data.path) / name for name in ("train_annos.json", "val_annos.json"))
+        clips_train, clips_val = (len(json.loads(path.read_text(encoding="utf-8"))) for path in lists)
+        return clips_train * FRAMES, clips_val * FRAMES
     assert isinstance(data, CocoSpec)
     if data.generator is not None:
         found = (data.generator.train_images, data.generator.val_images)
@@ -76,14 +86,18 @@ def image_counts(spec: PrepareSpec) -> tuple[int, int]:
 
 
 def embed_bytes(spec: EmbedSpec, prepared: PrepareSpec) -> int:
-    """Size of the whole feature store (at most: images without annotation may be left out)."""
+    """Size of the whole feature store (at most: some images may be left out); of images=none nothing is counted."""
+    if spec.images == "none":
+        return 0
     train, val = image_counts(prepared)
     copies = train * (2 if spec.flips else 1) + val
     return copies * spec.backbone.tokens * spec.backbone.feature_size * (4 if spec.dtype == "fp32" else 2)
 
 
 def embed_cost(spec: EmbedSpec, prepared: PrepareSpec, found: Mapping[str, Any], *, gpus: int) -> str:
-    """Bytes and time of an embed run over the whole data set, at the rate measured here."""
+    """Bytes and time of an embed run over the whole data set, at the rate measured here (sentences are few beside images)."""
+    if spec.images == "none":
+        return "sentences alone (images=none)"
     train, val = image_counts(prepared)
     copies = train * (2 if spec.flips else 1) + val
     size = embed_bytes(spec, prepared)

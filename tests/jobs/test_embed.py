@@ -122,6 +122,12 @@ def test_that_tokens_are_the_backbones_within_the_dtypes_precision(untouched: Ru
             assert store.manifest.error_floor[part] == pytest.approx(floor, rel=0.01)
 
 
+def test_that_tokens_from_before_backbones_had_kinds_are_still_valid(untouched: RunDir) -> None:
+    store = FeatureStore.open(untouched.output / "features")
+    assert dict(store.manifest.backbone) == {name: value for name, value in TINY.items() if name != "path"} | {"content": None}
+    store.check_backbone(spec(), resolution=32)
+
+
 def test_that_the_outcome_names_every_file_and_the_journal_the_progress(untouched: RunDir) -> None:
     outcome = outcome_of(untouched)
     assert outcome.status is Status.DONE
