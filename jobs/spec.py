@@ -440,8 +440,8 @@ class ToyVideoSpec(Spec):
     def _ranges(self) -> ToyVideoSpec:
         if self.min_objects > self.max_objects:
             raise ValueError(f"min_objects {self.min_objects} is larger than max_objects {self.max_objects}")
-        if self.video_frames < 12 and (self.crossings or self.occluders):
-            raise ValueError(f"video_frames {self.video_frames} is too short for crossings and occluders; they need 12")
+        if self.video_frames < 20 and (self.crossings or self.occluders):
+            raise ValueError(f"video_frames {self.video_frames} is too short for crossings and occluders; they need 20")
         if self.min_objects < 3 and self.crossings and self.occluders:
             raise ValueError(f"min_objects {self.min_objects} is too small for crossings and occluders at once; they need 3")
         _check_clip(self.clip_frames, self.frame_step, self.video_frames)
