@@ -49,7 +49,7 @@ def titled(model: TableModel) -> bool:
 def legend(model: TableModel) -> str:
     """What the notation and the marks in use mean, in one line."""
     if not model.means_shown:
-        return "every cell's mean stands in `--format csv` and `--format json`"
+        return "the means of the cells: --format csv or --format json"
     used = {mark for block in model.blocks for row in block.cells for cell in row for mark in cell.marks}
     words = ["mean ± sample sd (number of runs)"]
     words.extend(f"{symbol} {mark.value}" for mark, symbol in SYMBOLS.items() if mark in used)

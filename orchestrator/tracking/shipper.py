@@ -275,8 +275,8 @@ def _ship_sweep(tracker: Tracker, record: SweepRecord, places: Mapping[str, Path
 
 
 def _row_panels(record: SweepRecord, places: Mapping[str, Path]) -> list[tuple[str, Path]]:
-    """For each row of the table, the pictures of the first cell that has some: (`panels/<row>`, file)."""
-    if record.table is None:
+    """For each row of the table, the pictures of the first cell that has some: (`panels/<row>`, file). None without rows."""
+    if record.table is None or record.table.rows is None:
         return []
     found: dict[str, list[Path]] = {}
     for cell in record.cells:

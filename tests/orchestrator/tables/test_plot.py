@@ -48,7 +48,7 @@ def test_that_a_factorial_is_sorted_by_size_in_a_panel_per_part():
 
 
 def test_that_labels_are_text_and_no_mathematics(tmp_path: Path):
-    table = {"base": [0.1, 0.2], "a$_{": [0.1, 0.3]}
+    table = {"base": [0.1, 0.2], "a$_{$": [0.1, 0.3]}
     write_plot(assemble(against(table), scores(table)), tmp_path / "p.svg")
     assert "<svg" in (tmp_path / "p.svg").read_text()
 

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.journal import CHECKPOINT, END
 from orchestrator.lifecycle import RunState
-from orchestrator.sweep.model import Axis, Option, Table, Value
+from orchestrator.sweep.model import Axis, Factorial, Option, Table, Value
 from orchestrator.tracking.mlflow_store import MlflowTracker
 from orchestrator.tracking.record import AttemptFacts, CellEntry, RunSummary, SweepRecord
 from orchestrator.tracking.shipper import ship, tracker_status
@@ -214,3 +214,15 @@ def test_that_a_sweep_has_one_record_with_note_and_pictures_that_is_renewed(uri,
     stored = SweepRecord.from_json(tracker.download_text(found[0].id, "sweep.json"))
     assert stored.runs["r1"].tracker_run == tracked(uri, root, "r1").id
     assert set(tracker.artifacts(found[0].id)) == {"sweep.json", "panels/a/panel.png"}
+
+
+def test_that_a_factorial_has_a_record_without_pictures_per_row(uri, root, make, memory_cursors):
+    make.steps("r1", last=2)
+    (root / "runs" / "r1" / "artifacts").mkdir()
+    (root / "runs" / "r1" / "artifacts" / "panel.png").write_bytes(b"picture")
+    value = Value(metric="loss", step="train")
+    table = Table(rows=None, columns=None, value=value, factorial=Factorial(factors=("method", "kernel")))
+    assert ship(uri, root, [make.facts("r1")], memory_cursors, [record(table=table)]).sweeps == 1
+    tracker = MlflowTracker(uri, root)
+    (found,) = tracker.search("tags.`orch.kind` = 'sweep'")
+    assert set(tracker.artifacts(found.id)) == {"sweep.json"}
