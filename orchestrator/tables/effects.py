@@ -37,9 +37,10 @@ def against_base(
             continue
         found = tuple(paired(cell, against) for cell, against in zip(line, cells[at or 0], strict=True))
         lines.append(Effect(kind=EffectKind.ROW, option=row.option, label=row.label, note=row.note, estimates=found))
-        for column, estimate in zip(columns, found, strict=True):
+        for column, cell, estimate in zip(columns, line, found, strict=True):
             where = ", ".join(part for part in (row.label, column.label) if part)
-            footnotes.extend([f"effect of {where}: {estimate.note}"] if estimate.note else [])
+            unexplained = cell.samples or cell.cited is not None  # else the means above say why there is nothing
+            footnotes.extend([f"effect of {where}: {estimate.note}"] if estimate.note and unexplained else [])
     return Effects(title=f"difference from {base_label}", columns=tuple(columns), lines=tuple(lines), footnotes=tuple(footnotes))
 
 

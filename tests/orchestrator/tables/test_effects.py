@@ -96,6 +96,12 @@ def test_that_rows_without_a_common_seed_have_no_effect_and_say_so():
     assert effect({"base": [0.1, None], "a": [None, 0.3]}).note == "0 of 2 pairs (the row lacks seed=0; the base lacks seed=1)"
 
 
+def test_that_a_row_without_any_number_is_explained_once_by_its_mean():
+    found = effects({"base": [0.1, 0.2], "a": [None, None], "b": [0.3, None]})
+    assert found.footnotes == ("effect of B: 1 of 2 pairs (the row lacks seed=1); one pair, so no interval",)
+    assert found.lines[0].estimates[0].note == "0 of 2 pairs (the row lacks seed=0, seed=1)"
+
+
 def test_that_cited_rows_have_no_effect_and_say_so():
     assert effect({"base": [0.1, 0.2], "a": "a paper"}).note == "the row is cited, not run"
     assert effect({"base": "a paper", "a": [0.1, 0.2]}).note == "the base row is cited, not run"
