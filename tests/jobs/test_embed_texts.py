@@ -22,7 +22,7 @@ from jobs.data.errors import DataError
 from jobs.data.feature_writer import FeatureWriter
 from jobs.data.features import FeatureStore
 from jobs.data.text_features import TextStore
-from jobs.journal import read_journal
+from jobs.journal import CHECKPOINT, read_journal
 from jobs.samples import to_images
 from jobs.spec import EmbedSpec, ToyClevrSpec
 from jobs.weights import load_clip
@@ -83,6 +83,11 @@ def stored(run_dir: RunDir) -> dict[str, str]:
     """Every file of a run's output with its checksum."""
     files = (file for file in sorted(run_dir.output.rglob("*")) if file.is_file())
     return {str(file.relative_to(run_dir.output)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def saved_steps(run_dir: RunDir) -> list[int]:
+    """The steps of a run's checkpoints."""
+    return [entry.step for entry in read_journal(run_dir.journals).counting() if entry.event == CHECKPOINT]
 
 
 Untouched = Callable[..., RunDir]
@@ -154,6 +159,7 @@ def test_that_the_outcome_names_every_file_and_the_journal_the_progress(untouche
     assert set(stored(run_dir)) == {"texts/manifest.json", "texts/sentence.npy"}
     progress = [entry.metrics["embed/texts"] for entry in read_journal(run_dir.journals).counting() if entry.metrics]
     assert progress == [0, 4, 8, 12, 13, 13]
+    assert saved_steps(run_dir) == [4, 8, 12, 13]
     assert not (run_dir.path / "work").exists()
     assert TextStore.open(run_dir.output / "texts").tokens_SLT is None
 
@@ -285,8 +291,10 @@ def test_that_sentences_come_before_images_in_one_run_of_both(untouched: Untouch
     assert outcome.values["embed/images"] == FRAMES
     assert set(outcome.files) == {f"output/{name}" for name in stored(run_dir)}
     assert {name.split("/")[0] for name in stored(run_dir)} == {"features", "texts"}
-    steps = [entry.step for entry in read_journal(run_dir.journals).counting()]
-    assert steps == sorted(steps)
+    entries = [entry for entry in read_journal(run_dir.journals).counting() if "embed/images" in entry.metrics]
+    assert [entry.step - entry.metrics["embed/images"] for entry in entries] == [CLIPS] * len(entries)
+    assert CLIPS in saved_steps(run_dir)
+    assert saved_steps(run_dir)[-1] == CLIPS + FRAMES
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -5,12 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from jobs.contract import Outcome, Status, write_outcome
 from jobs.data.coco_generator import write_miniature
-from jobs.spec import CocoGeneratorSpec
+from jobs.spec import AnyJob, CocoGeneratorSpec, EmbedSpec, TrainSpec
+from models.spec import ClipSpec, LanguageSlotsSpec
+from orchestrator.errors import UserError
+from orchestrator.submission import check_inputs
 from orchestrator.workspace import Root
 from tests.orchestrator.stub import Command, StubSlurm
 
@@ -132,3 +137,30 @@ def test_that_pretrained_weights_that_are_not_here_are_a_warning_and_no_error(
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"0")
     assert "warning" not in submit("backbone.weights=pretrained")
+
+
+def plan_of(spec: AnyJob) -> Any:
+    """A plan of one run, as far as the look at inputs goes."""
+    return SimpleNamespace(
+        sweep=SimpleNamespace(path="words.yaml"), runs={"a": SimpleNamespace(spec=spec, step="one", known=None)}
+    )
+
+
+@pytest.mark.parametrize("where", ["backbone", "online"])
+def test_that_clip_towers_are_looked_at_too(where: str, tmp_path: Path) -> None:
+    def plan_with(**clip: Any) -> Any:
+        towers = ClipSpec(**clip)
+        return plan_of(EmbedSpec(backbone=towers) if where == "backbone" else TrainSpec(model=LanguageSlotsSpec(), online=towers))
+
+    environ = {"HF_HUB_CACHE": str(tmp_path)}
+    warnings = check_inputs(plan_with(), environ)
+    assert warnings[0] == f"warning: ViT-B-32-quickgelu (openai) is not in {tmp_path}: the job will try to download it"
+    with pytest.raises(UserError) as caught:
+        check_inputs(plan_with(name="ViT-B-32"), environ)
+    (problem,) = caught.value.problems
+    assert problem.where == f"words.yaml: one: {where}"
+    assert problem.what == "open_clip: name 'ViT-B-32' computes GELU, pretrained 'openai' needs QuickGELU"
+    assert problem.hint == "set name=ViT-B-32-quickgelu"
+    absent = tmp_path / "absent.pt"
+    with pytest.raises(UserError, match=r"absent\.pt"):
+        check_inputs(plan_with(weights="file", path=str(absent)), environ)

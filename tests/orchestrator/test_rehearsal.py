@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from jobs.spec import CocoGeneratorSpec, CocoSpec, EmbedSpec, PrepareSpec, parse_job_spec
+from jobs.spec import (
+    ClipsSpec,
+    CocoGeneratorSpec,
+    CocoSpec,
+    EmbedSpec,
+    PrepareSpec,
+    RecordRange,
+    ToyClevrSpec,
+    parse_job_spec,
+)
+from models.spec import ClipSpec
 from orchestrator.cli import dry_run, verify
 from orchestrator.rehearsal import Chain, distinct_chains
 from orchestrator.sweep.compose import Composer
@@ -88,3 +99,17 @@ def test_that_an_embed_runs_bytes_and_time_are_those_of_the_whole_data_set(tmp_p
     )
     assert "about 54 min" in dry_run.embed_cost(EmbedSpec(), prepared, {"images_per_s": 0.01}, gpus=2)
     assert dry_run.embed_cost(EmbedSpec(), prepared, {}, gpus=1).endswith("19.6 MB")
+
+
+def test_that_the_bytes_of_clips_are_those_of_all_their_frames(tmp_path: Path) -> None:
+    tokens, texts = EmbedSpec(backbone=ClipSpec(), flips=False), EmbedSpec(backbone=ClipSpec(), flips=False, images="none")
+    drawn = ToyClevrSpec(train=RecordRange(first=0, count=3), test=RecordRange(first=3, count=2))
+    for name, count in (("train_annos.json", 3), ("val_annos.json", 2)):
+        (tmp_path / name).write_text(json.dumps([f"CLEVR_new_{number:06d}.json" for number in range(count)]))
+    for data in (drawn, ClipsSpec(path=str(tmp_path), content="c")):
+        assert dry_run.embed_bytes(tokens, PrepareSpec(data=data)) == 5 * 34 * 49 * 768 * 2
+        assert dry_run.embed_bytes(texts, PrepareSpec(data=data)) == 0
+        assert dry_run.embed_cost(tokens, PrepareSpec(data=data), {}, gpus=1).startswith(
+            "whole data set: 102 training images, 68 "
+        )
+        assert dry_run.embed_cost(texts, PrepareSpec(data=data), {}, gpus=1) == "sentences alone (images=none)"
