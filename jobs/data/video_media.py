@@ -21,7 +21,6 @@ from jobs.data.clips_media import decode_packets, open_image
 from jobs.data.errors import DataError, Place
 
 UInt8 = npt.NDArray[np.uint8]
-Packet = av.Packet[av.VideoStream]
 
 
 def read_frames(path: Path, wanted: Sequence[int], *, video_frames: int) -> list[UInt8]:
@@ -103,7 +102,9 @@ def _from_video(path: Path, wanted: Sequence[int], video_frames: int) -> list[UI
             shown = [packet for packet in packets if not packet.is_discard]
             if len(shown) < video_frames:
                 raise too_few(place, found=len(shown), video_frames=video_frames)
-            found = _decoded(stream.codec_context, packets, shown, wanted, place)
+            # AVI's time stamps number the packets as they lie in the file, which is not always the order of showing
+            ordered = container.format.name != "avi" or all(packet.is_keyframe for packet in packets)
+            found = _decoded(stream.codec_context, packets, shown, wanted, place, ordered=ordered)
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(
             f"cannot be decoded ({error})", place=place, hint="copy the file again, or give the video as a folder of frames"
@@ -115,12 +116,18 @@ def _from_video(path: Path, wanted: Sequence[int], video_frames: int) -> list[UI
 
 
 def _decoded(
-    context: av.VideoCodecContext, packets: list[Packet], shown: list[Packet], wanted: Sequence[int], place: Place
+    context: av.VideoCodecContext,
+    packets: Sequence[av.Packet[av.VideoStream]],
+    shown: Sequence[av.Packet[av.VideoStream]],
+    wanted: Sequence[int],
+    place: Place,
+    *,
+    ordered: bool,
 ) -> dict[int, UInt8]:
-    """Pixels by frame number, of those wanted that can be decoded."""
+    """Pixels by frame number, of those wanted that can be decoded; `ordered`: time stamps tell the order of showing."""
     stamps = sorted(packet.pts for packet in shown if packet.pts is not None)
-    stamped = len(set(stamps)) == len(shown)
-    number_of = {stamp: number for number, stamp in enumerate(stamps)} if stamped else {}
+    stamped = ordered and len(set(stamps)) == len(shown)
+    number_of: dict[int | None, int] = {stamp: number for number, stamp in enumerate(stamps)} if stamped else {}
     start = 0
     if stamped:
         first = stamps[wanted[0]]
@@ -128,7 +135,7 @@ def _decoded(
         start = alone[-1] if alone else 0
     found: dict[int, UInt8] = {}
     for count, frame in enumerate(decode_packets(context, packets[start:])):
-        number = number_of.get(frame.pts, -1) if stamped and frame.pts is not None else count
+        number = number_of.get(frame.pts, -1) if stamped else count
         if number in wanted:
             if frame.is_corrupt:
                 raise DataError(f"frame {number} is damaged", place=place, hint="copy the file again")
