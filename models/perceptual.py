@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import lpips  # type: ignore[import-untyped]  # ships neither stubs nor a marker
 import torch
@@ -37,7 +38,7 @@ class FrameLpips(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         """`net`: an `lpips.LPIPS`."""
         super().__init__()
-        self.net = net
+        self.net: Any = net
         for module in net.modules():
             for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
                 delattr(module, name)
@@ -55,7 +56,7 @@ class FrameLpips(nn.Module):
             flat_M3HW = images_RT3HW.float().clamp(-1, 1).flatten(0, 1)
             maps = self.net.net(self.net.scaling_layer(flat_M3HW))
             distances = [
-                self._difference(lpips.normalize_tensor(map_MChw).unflatten(0, (rows, frames)), head)
+                self._difference(lpips.normalize_tensor(map_MChw).view(rows, frames, *map_MChw.shape[1:]), head)
                 for map_MChw, head in zip(maps, self.net.lins, strict=True)
             ]
         return torch.stack(distances).sum(dim=0)
@@ -63,7 +64,7 @@ class FrameLpips(nn.Module):
     def _difference(self, unit_RTChw: Tensor, head: nn.Module) -> Tensor:
         squares_RTChw = (unit_RTChw[:, 1:] - unit_RTChw[:, :-1]).square()
         weighed_M1hw: Tensor = head(squares_RTChw.flatten(0, 1))
-        return weighed_M1hw.mean(dim=(1, 2, 3)).unflatten(0, squares_RTChw.shape[:2])
+        return weighed_M1hw.mean(dim=(1, 2, 3)).view(squares_RTChw.shape[:2])
 
 
 def slot_distance(
@@ -85,7 +86,8 @@ def slot_distance(
     if min_area > 0:
         area_BTK = masks_BTKHW.detach().mean(dim=(3, 4))
         images_RT3HW = images_RT3HW[(area_BTK >= min_area).any(dim=1).flatten()]
-    return net(images_RT3HW).sum() / (clips * slots * (frames - 1))
+    distances_RT: Tensor = net(images_RT3HW)
+    return distances_RT.sum() / (clips * slots * (frames - 1))
 
 
 def build_lpips(spec: LpipsSpec, *, state: Mapping[str, Tensor] | None) -> FrameLpips:

@@ -66,6 +66,11 @@ def slot_reconstructions(output: VideoOutput) -> Float[Tensor, "B T K 3 H W"]:
     return WHITE + masks_BTK1HW * (output.colours_BTK3HW - WHITE)
 
 
+def _framed(values: Tensor, count: int) -> Tensor:
+    """The first axis, taken apart into one of whatever length and one of `count`."""
+    return values.view(-1, count, *values.shape[1:])
+
+
 class FrameEncoder(ConvEncoder):
     """The autoencoder's encoder, with a stride of its first layer, and with or without the norm before its MLP."""
 
@@ -192,7 +197,7 @@ class VideoSlots(nn.Module):
 
         `state`: of the output for the frames before, when these go on with the same videos; None at their beginning.
         """
-        clips, frames = clips_BT3HW.shape[:2]
+        frames = clips_BT3HW.shape[1]
         tokens_MNC = self.encoder(signed(clips_BT3HW.flatten(0, 1)))
         key_MND, value_MND = self.attention.project(tokens_MNC)
         noise_BKD = noise_BTKD[:, 0] if state is None else state.noise_BKD
@@ -202,18 +207,16 @@ class VideoSlots(nn.Module):
                 key_MND, value_MND, start_BTKD.flatten(0, 1), iterations=self._first_iterations
             )
         else:
-            slots_MKD, attention_MKN = self._recur(
-                key_MND.unflatten(0, (clips, frames)), value_MND.unflatten(0, (clips, frames)), noise_BKD, state
-            )
-        decoded_MK4HW = self._decode(slots_MKD.flatten(0, 1)).unflatten(0, slots_MKD.shape[:2])
+            slots_MKD, attention_MKN = self._recur(_framed(key_MND, frames), _framed(value_MND, frames), noise_BKD, state)
+        decoded_MK4HW = _framed(self._decode(slots_MKD.flatten(0, 1)), slots_MKD.shape[1])
         reconstruction_M3HW, masks_MKHW = mix(decoded_MK4HW)
-        slots_BTKD = slots_MKD.unflatten(0, (clips, frames))
+        slots_BTKD = _framed(slots_MKD, frames)
         return VideoOutput(
-            reconstruction=reconstruction_M3HW.unflatten(0, (clips, frames)),
-            masks_BTKHW=masks_MKHW.unflatten(0, (clips, frames)),
+            reconstruction=_framed(reconstruction_M3HW, frames),
+            masks_BTKHW=_framed(masks_MKHW, frames),
             slots_BTKD=slots_BTKD,
-            attention_BTKN=attention_MKN.unflatten(0, (clips, frames)),
-            colours_BTK3HW=decoded_MK4HW[:, :, :3].float().unflatten(0, (clips, frames)),
+            attention_BTKN=_framed(attention_MKN, frames),
+            colours_BTK3HW=_framed(decoded_MK4HW[:, :, :3].float(), frames),
             state=VideoState(
                 slots_BKD=slots_BTKD[:, -1], noise_BKD=noise_BKD, frames=frames + (0 if state is None else state.frames)
             ),
@@ -224,7 +227,7 @@ class VideoSlots(nn.Module):
         if slots_nD.device.type != "cpu":
             decoded_n4HW: Tensor = self.decoder(slots_nD)
             return decoded_n4HW
-        return torch.cat([self.decoder(part_nD) for part_nD in slots_nD.split(self._cpu_slots)])
+        return torch.cat([self.decoder(part_nD) for part_nD in torch.split(slots_nD, self._cpu_slots)])
 
     def _recur(self, key_BTND: Tensor, value_BTND: Tensor, noise_BKD: Tensor, state: VideoState | None) -> tuple[Tensor, Tensor]:
         """Slots and attention of every frame, [M,K,D] and [M,K,N]."""
