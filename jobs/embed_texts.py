@@ -86,7 +86,7 @@ def read_sentences(spec: EmbedSpec, clip: ClipSpec, texts: TextTable) -> Sentenc
         text_size=clip.text_size,
         longest=longest if spec.text == "tokens" else None,
     )
-    return Sentences(ids_SL=ids_SL, manifest=manifest)
+    return Sentences(ids_SL=ids_SL[:, :longest], manifest=manifest)
 
 
 def finished_texts(output: Path, manifest: TextManifest) -> TextStore | None:
@@ -202,13 +202,13 @@ class TextEmbedding:
     def _compute(self, piece: Shard) -> np.ndarray:
         """Rows of one piece."""
         rows = np.empty(self.layout.shape(piece), dtype=STORED["fp32"])
-        longest = self.manifest.longest or 0
+        stored = self.manifest.longest or 0
         for at in range(0, piece.count, BATCH):
             self.on_batch()
             first, count = piece.first + at, min(BATCH, piece.count - at)
             found = self.towers.text_features(self.sentences.ids_SL[first : first + count].to(self.device))
             rows[at : at + count, 0] = found.sentence_BT.cpu().numpy()
-            rows[at : at + count, 1:] = found.tokens_BLT[:, :longest].cpu().numpy()
+            rows[at : at + count, 1:] = found.tokens_BLT[:, :stored].cpu().numpy()
         if not np.isfinite(rows).all():
             raise DataError(
                 "features of sentences are not finite",

@@ -13,6 +13,7 @@ from jobs import environment, panels, scoring
 from jobs.attempt import Run
 from jobs.batches import Batch, StepDataset, step_batches
 from jobs.checkpoint import Checkpoint
+from jobs.data.clip_store import ClipStore
 from jobs.data.sampler import StepSampler
 from jobs.distributed import Group, leave_together
 from jobs.gradients import step_gradients
@@ -26,6 +27,9 @@ from jobs.warm_start import read_weights, warm_start
 from jobs.watchdog import Watchdog
 
 log = logging.getLogger("jobs")
+
+CLIP_STRIDE = 13
+"""Of clips the short look sees every 13th frame: neighbours resemble each other, and 13 visits all places of a clip's 34."""
 
 
 @dataclass(kw_only=True)
@@ -200,7 +204,7 @@ class Training:
         scored = scoring.score_images(
             self.state.model,
             self._held_out,
-            label_set(self.store, "own"),
+            label_set(self.store, "own", every=CLIP_STRIDE if isinstance(self.store, ClipStore) else 1),
             count=look.images,
             noise_seed=look.noise_seed,
             batch_size=self.spec.batch_size,

@@ -7,7 +7,8 @@ comes last, then one rename: the output is whole or not there. What is on disk i
     after the manifest        the same
     after the rename          the output; the restart compares its manifest, removes the scratch directory, and is done
 
-Clips are not copied: their manifest is the whole store (jobs.data.clip_store). Scratch files: `work/store`, which becomes the output, and `work/coco`, a generated COCO folder.
+Scratch files: `work/store`, which becomes the output, and `work/coco`, a generated COCO folder. Clips are not copied: their
+manifest is the whole store (jobs.data.clip_store).
 """
 
 from __future__ import annotations

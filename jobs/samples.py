@@ -20,7 +20,6 @@ from jobs.data.text_features import TextStore
 from models.clip_pixels import normalised
 from models.slot_model import ConditionedInputs, Inputs
 
-
 Pixels = np.ndarray | FrameImages
 """Stored images [N,S,S,3], or frames that are drawn or decoded when they are asked for."""
 
@@ -158,7 +157,7 @@ class LanguageSamples:
         return self.frames.count
 
     def read(self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
-        """(frames uint8 [B,S,S,3], names [B,2,2]), then text and padding if any, then stored tokens if any; nothing is mirrored."""
+        """Frames uint8 [B,S,S,3] and names [B,2,2], then text and padding if any, then stored tokens if any."""
         assert not mirrored.any(), "a mirrored frame would contradict left and right in its sentence"
         batch = self.frames.read(indices)
         sentences_B = batch.sentences_B if told is None else self.frames.sentences(told)
@@ -184,10 +183,7 @@ class LanguageSamples:
     def convert(self, stored: tuple[torch.Tensor, ...]) -> tuple[ConditionedInputs, torch.Tensor]:
         """(vision tokens in float32 with what the model is told, the frames [B,3,S,S] in CLIP's units)"""
         images_BCHW, names_B22, told = to_images(stored[0]), stored[1], list(stored[2:])
-        if isinstance(self.vision, StoredFeatures):
-            tokens_BNC = told.pop().float()
-        else:
-            tokens_BNC = self.vision(images_BCHW)
+        tokens_BNC = told.pop().float() if isinstance(self.vision, StoredFeatures) else self.vision(images_BCHW)
         text, padding_BL = (*told, None, None)[:2]
         inputs = ConditionedInputs(tokens_BNC=tokens_BNC, text=text, padding_BL=padding_BL, names_B22=names_B22)
         return inputs, normalised(images_BCHW)

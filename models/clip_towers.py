@@ -103,13 +103,16 @@ class ClipTowers(nn.Module):
 
     @torch.no_grad()
     def text_features(self, ids_BL: Int[Tensor, "B L"]) -> TextFeatures:
-        """Features of sentences by their ids (`text_ids`)."""
+        """Features of sentences by their ids (`text_ids`), which may be cut behind the longest sentence: a token never looks
+        at later ones, so that changes features by rounding alone, and costs CLIP's 77 / L less."""
+        length = ids_BL.shape[1]
+        clip: Any = self.clip
         with torch.autocast(ids_BL.device.type, enabled=False):
-            found = self._intermediates(text=ids_BL, text_indices=1, normalize_intermediates=True, intermediates_only=True)
-        tokens_BLT: Tensor = found["text_intermediates"][-1]
+            embedded_BLT = clip.token_embedding(ids_BL) + clip.positional_embedding[:length]
+            tokens_BLT: Tensor = clip.ln_final(clip.transformer(embedded_BLT, attn_mask=clip.attn_mask[:length, :length]))
         end_B = ids_BL.argmax(dim=1)  # end-of-text has the largest id
         rows_B = torch.arange(len(ids_BL), device=ids_BL.device)
-        padding_BL = torch.arange(ids_BL.shape[1], device=ids_BL.device) > end_B[:, None]
+        padding_BL = torch.arange(length, device=ids_BL.device) > end_B[:, None]
         return TextFeatures(sentence_BT=tokens_BLT[rows_B, end_B], tokens_BLT=tokens_BLT, padding_BL=padding_BL)
 
     def _intermediates(self, **options: Any) -> dict[str, Any]:
@@ -139,14 +142,14 @@ def check_tag(name: str, tag: str) -> None:
     found = open_clip.get_pretrained_cfg(name, tag) or open_clip.get_pretrained_cfg(plain, tag)
     if not found:
         known = sorted({*open_clip.list_pretrained_tags_by_model(name), *open_clip.list_pretrained_tags_by_model(plain)})
-        raise ClipError(f"clip.pretrained {tag!r}: open_clip has for {name}: {', '.join(known) or 'none'}")
+        raise ClipError(f"backbone.pretrained {tag!r}: open_clip has for {name}: {', '.join(known) or 'none'}")
     wanted, had = bool(found.get("quick_gelu", False)), bool(_config(name).get("quick_gelu", False))
     if wanted != had:
         fitting = plain + QUICK if wanted else plain
         spoken = {True: "QuickGELU", False: "GELU"}
         raise ClipError(
-            f"clip.name {name!r} computes {spoken[had]}, the weights {tag!r} were trained with {spoken[wanted]}; "
-            f"hint: clip.name={fitting}"
+            f"backbone.name {name!r} computes {spoken[had]}, the weights {tag!r} were trained with {spoken[wanted]}; "
+            f"hint: backbone.name={fitting}"
         )
 
 
@@ -162,7 +165,9 @@ def build_clip(spec: ClipSpec, *, state: Mapping[str, Tensor] | None) -> ClipTow
             the towers have other sizes than the spec says; or the state dict lacks parameters, or has foreign or other ones.
     """
     if (state is None) != (spec.weights == "random"):
-        raise ClipError(f"clip {spec.name}: weights={spec.weights} and a state dict {'missing' if state is None else 'given'}")
+        raise ClipError(
+            f"backbone {spec.name}: weights={spec.weights} and a state dict {'missing' if state is None else 'given'}"
+        )
     config = _config(spec.name)
     if spec.weights != "random" and spec.pretrained is not None:
         check_tag(spec.name, spec.pretrained)
@@ -181,12 +186,12 @@ def _config(name: str) -> dict[str, Any]:
     if found is None:
         close = difflib.get_close_matches(name, [*TINY, *open_clip.list_models()], n=NAMED_AT_MOST)
         hint = f"; names like it: {', '.join(close)}" if close else ""
-        raise ClipError(f"clip.name {name!r}: open_clip knows no such architecture{hint}")
+        raise ClipError(f"backbone.name {name!r}: open_clip knows no such architecture{hint}")
     config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in found.items()}
     foreign = sorted(set(config) - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"})
     foreign += [f"{part}.{key}" for part in ("vision_cfg", "text_cfg") for key in config[part] if "timm" in key or "hf_" in key]
     if foreign or not isinstance(config["vision_cfg"].get("image_size"), int):
-        raise ClipError(f"clip.name {name!r} is not a plain CLIP (it sets {', '.join(foreign) or 'image_size'})")
+        raise ClipError(f"backbone.name {name!r} is not a plain CLIP (it sets {', '.join(foreign) or 'image_size'})")
     return config
 
 
@@ -199,7 +204,7 @@ def _check_sizes(spec: ClipSpec, config: Mapping[str, Any]) -> None:
         found = {"tokens": 1, "feature_size": config["embed_dim"]}
     found["text_size"] = config["text_cfg"]["width"]
     problems = [
-        f"clip.{key} is {getattr(spec, key)}, {spec.name} yields {value}"
+        f"backbone.{key} is {getattr(spec, key)}, {spec.name} yields {value}"
         for key, value in found.items()
         if getattr(spec, key) != value
     ]

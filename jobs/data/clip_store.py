@@ -1,4 +1,4 @@
-"""Owns what a `prepare` run leaves of clips: a manifest alone. Frames are drawn, or decoded from the user's files, when asked for.
+"""Owns what a `prepare` run leaves of clips: a manifest alone. Frames are drawn, or decoded from the user's files, on demand.
 
     STORE/manifest.json    frames of each split, their side, the sentences' digest, the source; written last and atomically
 
@@ -96,7 +96,7 @@ class ClipStore:
             raise DataError(
                 f"describes {manifest.counts['train']} + {manifest.counts['test']} frames, {manifest.sentences} sentences",
                 place=Place(file=str(path / MANIFEST)),
-                expected=f"{found.counts['train']} + {found.counts['test']} frames, {found.sentences} sentences, as there are now",
+                expected=f"{found.counts['train']} + {found.counts['test']} frames, {found.sentences} sentences, as today",
                 hint=f"put the clips back as they were, or {REBUILD_HINT}",
             )
         return cls(path=path, manifest=manifest, data=data)

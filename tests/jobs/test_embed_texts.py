@@ -121,8 +121,8 @@ def test_that_each_sentences_features_are_the_text_towers(backbone: Any, untouch
         alone = towers.text_features(text_ids([sentence]))
         length = int((~alone.padding_BL).sum())
         lengths.append(length)
-        np.testing.assert_allclose(store.sentence_ST[number], alone.sentence_BT[0], atol=1e-6)
-        np.testing.assert_allclose(store.tokens_SLT[number, :length], alone.tokens_BLT[0, :length], atol=1e-6)
+        np.testing.assert_allclose(store.sentence_ST[number], alone.sentence_BT[0], atol=1e-5)
+        np.testing.assert_allclose(store.tokens_SLT[number, :length], alone.tokens_BLT[0, :length], atol=1e-5)
         assert store.padding_SL[number].tolist() == [place >= length for place in range(store.padding_SL.shape[1])]
     assert store.tokens_SLT.shape == (CLIPS, max(lengths), 16)
     assert len(set(lengths)) > 1

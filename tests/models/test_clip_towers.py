@@ -92,6 +92,14 @@ def test_that_the_sentence_is_the_end_of_text_feature_before_the_projection(name
     assert all(torch.equal(found.tokens_BLT[row, end], found.sentence_BT[row]) for row, end in enumerate(ends))
 
 
+def test_that_ids_cut_behind_the_longest_sentence_have_the_same_features(name: str, state: dict[str, Tensor]) -> None:
+    towers, ids = built(name, state), text_ids(SENTENCES)
+    whole, cut = towers.text_features(ids), towers.text_features(ids[:, :14])
+    torch.testing.assert_close(cut.sentence_BT, whole.sentence_BT, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(cut.tokens_BLT, whole.tokens_BLT[:, :14], atol=1e-6, rtol=1e-5)
+    assert torch.equal(cut.padding_BL, whole.padding_BL[:, :14])
+
+
 def test_that_towers_are_frozen_and_stay_in_eval_mode(name: str, images: Tensor) -> None:
     towers = built(name)
     outer = nn.Sequential(towers).train()
@@ -144,11 +152,11 @@ def test_that_every_wrong_key_of_a_state_dict_is_named(name: str, state: dict[st
         (
             "ViT-B-32",
             "openai",
-            "computes GELU, the weights 'openai' were trained with QuickGELU; hint: clip.name=ViT-B-32-quickgelu",
+            "computes GELU, the weights 'openai' were trained with QuickGELU; hint: backbone.name=ViT-B-32-quickgelu",
         ),
-        ("RN50", "openai", "hint: clip.name=RN50-quickgelu"),
-        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "trained with GELU; hint: clip.name=ViT-B-32"),
-        ("ViT-B-32", "opnai", "clip.pretrained 'opnai': open_clip has for ViT-B-32: .*openai"),
+        ("RN50", "openai", "hint: backbone.name=RN50-quickgelu"),
+        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "trained with GELU; hint: backbone.name=ViT-B-32"),
+        ("ViT-B-32", "opnai", "backbone.pretrained 'opnai': open_clip has for ViT-B-32: .*openai"),
         ("ViT-S-32", "openai", "open_clip has for ViT-S-32: none"),
     ],
 )
@@ -180,11 +188,11 @@ def test_that_the_tag_is_checked_when_towers_are_built() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tokens": 49}, "clip.tokens is 49, tiny-vit yields 16"),
-        ({"feature_size": 768}, "clip.feature_size is 768, tiny-vit yields 32"),
-        ({"text_size": 512}, "clip.text_size is 512, tiny-vit yields 16"),
-        ({"global_features": True}, "clip.tokens is 16, tiny-vit yields 1; clip.feature_size is 32, tiny-vit yields 24"),
-        ({"name": "ViT-B-33"}, "clip.name 'ViT-B-33': open_clip knows no such architecture; names like it: .*ViT-B-32"),
+        ({"tokens": 49}, "backbone.tokens is 49, tiny-vit yields 16"),
+        ({"feature_size": 768}, "backbone.feature_size is 768, tiny-vit yields 32"),
+        ({"text_size": 512}, "backbone.text_size is 512, tiny-vit yields 16"),
+        ({"global_features": True}, "backbone.tokens is 16, tiny-vit yields 1; backbone.feature_size is 32, tiny-vit yields 24"),
+        ({"name": "ViT-B-33"}, "backbone.name 'ViT-B-33': open_clip knows no such architecture; names like it: .*ViT-B-32"),
         ({"name": "ViT-B-16-SigLIP"}, "is not a plain CLIP"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The Text2Slot sweep on the real Slurm, in miniature: sentences embedded once, training evicted, exact, the effects in a table."""
+"""The Text2Slot sweep on the real Slurm, in miniature: sentences embedded once, training evicted, exact, effects in a table."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def test_that_the_text2slot_sweep_survives_evictions_exactly(
         assert differences(struck.run_dir(run), calm.run_dir(run)) == []
         assert (struck.run_dir(run).output / "model.pt").read_bytes() == (calm.run_dir(run).output / "model.pt").read_bytes()
     for run in of_kind(calm, "evaluate"):
-        assert (struck.run_dir(run).output / "scores.json").read_bytes() == (calm.run_dir(run).output / "scores.json").read_bytes()
+        one, other = (root.run_dir(run).output / "scores.json" for root in (struck, calm))
+        assert one.read_bytes() == other.read_bytes()
 
     picture = tmp_path / "effects.png"
     table = struck("table", "text2slot", "--plot", picture)

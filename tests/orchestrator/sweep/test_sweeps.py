@@ -37,7 +37,7 @@ from orchestrator.sweep.plan import Plan, plan
 
 SWEEPS = ("table1", "table3", "dinosaur", "adaslot", "text2slot", "text2slot_factorial", "demo", "count")
 SIZES = {
-    "table1": (18, 33), "table3": (12, 26), "dinosaur": (24, 38), "adaslot": (45, 56), "text2slot": (78, 161),
+    "table1": (18, 33), "table3": (12, 26), "dinosaur": (24, 38), "adaslot": (45, 56), "text2slot": (81, 167),
     "text2slot_factorial": (128, 258), "demo": (10, 21), "count": (8, 8),
 }  # fmt: skip
 LANGUAGE_MINIATURE = ("data=toy_clevr_mini", "backbone=clip_tiny", "miniature=language")
@@ -279,8 +279,9 @@ def test_that_the_language_ablation_changes_one_factor_at_a_time_as_the_grids_sa
     objectives = {row: spec.objective for row, spec in specs.items() if spec.objective.kind != "reconstruction"}
     assert {row: (one.contrastive > 0, one.text > 0, one.names > 0) for row, one in objectives.items()} == {
         "contrastive": (True, False, False), "text": (False, True, False), "names": (False, False, True),
+        "names_no_text": (False, False, True),
     }  # fmt: skip
-    assert set(specs) == {*GRIDS, "no_text", "contrastive", "text", "names", "transformer"}
+    assert set(specs) == {*GRIDS, "no_text", "contrastive", "text", "names", "names_no_text", "transformer"}
 
 
 def test_that_rows_have_the_tokens_of_their_towers(plans: dict[str, Plan]) -> None:
@@ -337,7 +338,7 @@ def test_that_the_factorial_crosses_seven_factors_whose_first_options_are_the_ab
 
 
 @pytest.mark.parametrize(
-    ("name", "left_out", "cells"), [("text2slot", {"method": {"vit_b16"}}, 25), ("text2slot_factorial", {}, 128)]
+    ("name", "left_out", "cells"), [("text2slot", {"method": {"vit_b16"}}, 26), ("text2slot_factorial", {}, 128)]
 )
 def test_that_a_language_sweep_runs_in_miniature_with_the_overrides_of_its_header(
     repository: Path, composer: Composer, name: str, left_out: dict[str, set[str]], cells: int
