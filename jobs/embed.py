@@ -31,7 +31,8 @@ from jobs.watchdog import Watchdog
 from jobs.weights import load_backbone, load_clip, weights_digest
 from models.backbone import Backbone
 from models.clip_towers import ClipTowers
-from models.spec import BackboneSpec, ClipSpec
+from models.spec import BackboneSpec
+from models.spec_language import ClipSpec
 
 FEATURES = "features"
 """The place of the images' tokens below a run's output."""

@@ -36,7 +36,7 @@ from jobs.spec import EmbedSpec
 from jobs.watchdog import Watchdog
 from jobs.weights import weights_digest
 from models.clip_towers import ClipError, ClipTowers, text_ids
-from models.spec import ClipSpec
+from models.spec_language import ClipSpec
 
 log = logging.getLogger("jobs")
 

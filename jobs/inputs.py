@@ -13,28 +13,11 @@ from jobs.data.coco_store import CocoStore
 from jobs.data.features import FeatureStore, StoredFeatures
 from jobs.data.store import ImageStore, SplitName
 from jobs.data.text_features import TextStore
+from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, ToyClevrSpec
 from jobs.samples import ImageSamples, LanguageSamples, OnlineSamples, Pixels, Samples, TokenSamples, Towers
-from jobs.spec import (
-    AnyJob,
-    ClipsSpec,
-    CocoSpec,
-    EmbedSpec,
-    FrozenRun,
-    MultiDSpritesSpec,
-    PrepareSpec,
-    ToyClevrSpec,
-    TrainSpec,
-)
-from models.spec import (
-    BackboneSpec,
-    ClipSpec,
-    CocoAdaptiveDecoder,
-    DinosaurSpec,
-    LanguageSlotsSpec,
-    NoText2Slot,
-    SemanticObjective,
-    TransformerText2Slot,
-)
+from jobs.spec import AnyJob, EmbedSpec, FrozenRun, PrepareSpec, TrainSpec
+from models.spec import BackboneSpec, CocoAdaptiveDecoder, DinosaurSpec
+from models.spec_language import ClipSpec, LanguageSlotsSpec, NoText2Slot, SemanticObjective, TransformerText2Slot
 
 Store = ImageStore | CocoStore | ClipStore
 

@@ -7,29 +7,10 @@ import re
 from typing import Any
 
 from jobs.data.clips_actions import FRAMES
-from jobs.spec import (
-    AnyJob,
-    ClipsSpec,
-    CocoSpec,
-    EmbedSpec,
-    EvaluateSpec,
-    MultiDSpritesSpec,
-    PrepareSpec,
-    ToyClevrSpec,
-    TrainSpec,
-)
-from models.spec import (
-    AnyBackbone,
-    BackboneSpec,
-    ClipSpec,
-    CocoAdaptiveDecoder,
-    DinosaurSpec,
-    LanguageSlotsSpec,
-    NoText2Slot,
-    SlotAutoencoderSpec,
-    TransformerText2Slot,
-    UntrainedScoreSpec,
-)
+from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, ToyClevrSpec
+from jobs.spec import AnyJob, EmbedSpec, EvaluateSpec, PrepareSpec, TrainSpec
+from models.spec import AnyBackbone, BackboneSpec, CocoAdaptiveDecoder, DinosaurSpec, SlotAutoencoderSpec, UntrainedScoreSpec
+from models.spec_language import ClipSpec, LanguageSlotsSpec, NoText2Slot, TransformerText2Slot
 
 CLIP_KINDS = "kind `toy_clevr` or `clips`"
 

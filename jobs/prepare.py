@@ -35,8 +35,9 @@ from jobs.data.errors import DataError, Place
 from jobs.data.source import RecordSource, check_ranges, content_hash, open_source
 from jobs.data.store import MANIFEST, SPLITS, ImageStore, Manifest, SplitName, StoreManifest, write_manifest
 from jobs.data.writer import StoreWriter, sprite_rows
+from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, RecordRange, ToyClevrSpec
 from jobs.journal import JournalWriter
-from jobs.spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, PrepareSpec, RecordRange, ToyClevrSpec
+from jobs.spec import PrepareSpec
 
 StoredSpec = MultiDSpritesSpec | CocoSpec
 """Data that become arrays."""

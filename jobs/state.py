@@ -18,7 +18,8 @@ from models.build import build_model, build_objective
 from models.objectives import Objective
 from models.semantic import LanguageSizes
 from models.slot_model import SlotModel
-from models.spec import DinosaurSpec, LanguageSlotsSpec, SemanticObjective
+from models.spec import DinosaurSpec
+from models.spec_language import LanguageSlotsSpec, SemanticObjective
 
 PARTS = {
     "reconstruction": (),

@@ -19,7 +19,8 @@ from jobs.data.store import file_sha256
 from jobs.weights_file import cache_folder, download_hint, expected_file, titled, weights_path
 from models.backbone import Backbone, BackboneError, build_backbone
 from models.clip_towers import ClipError, ClipTowers, build_clip, check_tag
-from models.spec import AnyBackbone, BackboneSpec, ClipSpec
+from models.spec import AnyBackbone, BackboneSpec
+from models.spec_language import ClipSpec
 
 WRAPPERS = ("state_dict", "model")
 """Keys under which a file may hold its state dict instead of being one."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from jobs.clip_tags import QUICK, find_weights, tags_of, uses_quick_gelu
 from jobs.data.errors import DataError, Place
 from jobs.data.store import file_sha256
-from models.spec import AnyBackbone, BackboneSpec, ClipSpec
+from models.spec import AnyBackbone, BackboneSpec
+from models.spec_language import ClipSpec
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 CACHED_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")

@@ -26,22 +26,17 @@ from models.spec import (
     CosineObjective,
     CovarianceObjective,
     DinosaurSpec,
-    FullResolutionDecoder,
-    LanguageSlotsSpec,
-    MlpText2Slot,
     ModelSpec,
-    NoText2Slot,
     ObjectiveSpec,
     PatchMlpDecoder,
     PatchTransformerDecoder,
     ProjectionSpec,
     ReconstructionObjective,
-    SemanticObjective,
     SlotAutoencoderSpec,
-    TransformerText2Slot,
     UntrainedScoreSpec,
-    UpsamplingDecoder,
 )
+from models.spec_base import FullResolutionDecoder, UpsamplingDecoder
+from models.spec_language import LanguageSlotsSpec, MlpText2Slot, NoText2Slot, SemanticObjective, TransformerText2Slot
 from models.text2slot import SentenceDistribution, SentencePerSlot, SharedPrior, Text2Slot, WordsPerSlot
 
 TORCH_NORM_EPS = 1e-5

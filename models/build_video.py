@@ -11,7 +11,7 @@ from models.future import FuturePrediction
 from models.initialisation import Weights
 from models.perceptual import FrameLpips
 from models.predictor import MlpStep, Predictor, TransformerStep
-from models.spec import MlpPredictor, PredictorSpec, TransformerPredictor, VideoObjective, VideoSlotsSpec
+from models.spec_video import MlpPredictor, PredictorSpec, TransformerPredictor, VideoObjective, VideoSlotsSpec
 from models.video_objective import VideoLoss
 from models.video_slots import FrameAttention, FrameEncoder, FrameStart, VideoSlots
 

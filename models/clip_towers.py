@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from models.clip_pixels import normalised
-from models.spec import ClipSpec
+from models.spec_language import ClipSpec
 
 CONTEXT_LENGTH = 77
 VOCABULARY = 49408

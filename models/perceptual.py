@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.spec import LpipsSpec
+from models.spec_video import LpipsSpec
 
 RANDOM_SEED = 0
 """What weights=random is drawn from: the same in every process."""

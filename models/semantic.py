@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models.initialisation import Weights
 from models.objectives import ImageTerms, Objective, SlotTerms, unit_length
 from models.slot_model import ConditionedInputs, Inputs, SlotOutput
-from models.spec import SemanticObjective
+from models.spec_language import SemanticObjective
 
 NOT_NAMED = -1
 ROLES = 2

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.future import FuturePrediction
 from models.objectives import SlotTerms
 from models.perceptual import FrameLpips, slot_distance
-from models.spec import VideoObjective
+from models.spec_video import VideoObjective
 from models.video_slots import VideoOutput, signed, slot_reconstructions
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from jobs.spec import SCHEMA_VERSION
-from models.spec import Spec
+from models.spec_base import Spec
 
 ID_DIGITS = 12
 """Hex digits of a run id: 48 bits; among a million runs two collide with probability 0.002."""

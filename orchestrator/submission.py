@@ -11,9 +11,11 @@ from pathlib import Path
 
 import jobs
 from jobs.data.errors import DataError
+from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec
 from jobs.environment import fingerprint
-from jobs.spec import ClipsSpec, CocoSpec, CountSpec, EmbedSpec, FrozenRun, MultiDSpritesSpec, PrepareSpec, TrainSpec
-from models.spec import AnyBackbone, BackboneSpec, ClipSpec
+from jobs.spec import CountSpec, EmbedSpec, FrozenRun, PrepareSpec, TrainSpec
+from models.spec import AnyBackbone, BackboneSpec
+from models.spec_language import ClipSpec
 from orchestrator import workspace
 from orchestrator.errors import Problem, UserError
 from orchestrator.lifecycle import RESUMABLE, RunState

@@ -24,7 +24,7 @@ from jobs.data.clips_texts import TextTable
 from jobs.data.errors import DataError, Place
 from jobs.data.store import MANIFEST, REBUILD_HINT, FileFacts, SplitName, read_manifest
 from jobs.data.toy_clevr import open_toy_clevr
-from jobs.spec import ClipsSpec, ToyClevrSpec
+from jobs.data_spec import ClipsSpec, ToyClevrSpec
 
 ClipSource = ToyClevrSpec | ClipsSpec
 

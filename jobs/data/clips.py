@@ -17,7 +17,7 @@ from jobs.data.clips_scene import ClipScene, read_scene
 from jobs.data.clips_texts import TextTable, phase_table
 from jobs.data.errors import DataError, Place
 from jobs.data.store import SPLITS, SplitName
-from jobs.spec import ClipsSpec
+from jobs.data_spec import ClipsSpec
 
 
 @dataclass(frozen=True, kw_only=True)

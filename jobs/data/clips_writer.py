@@ -16,7 +16,7 @@ from jobs.data.clips_scene import ClipScene, SceneObject, scene_json
 from jobs.data.store import SPLITS
 from jobs.data.toy_clevr_draw import draw_frames
 from jobs.data.toy_clevr_scene import SIZES, Scenes, draw_scenes
-from jobs.spec import ToyClevrSpec
+from jobs.data_spec import ToyClevrSpec
 
 Form = Codec | Literal["frames"]
 """A video of that codec, or a folder of PNGs."""

@@ -19,7 +19,7 @@ from jobs.data.coco_masks import instance_masks, label_maps
 from jobs.data.coco_store import MASK_SIDES, CocoManifest
 from jobs.data.errors import DataError, Place
 from jobs.data.store import SPLITS, SplitName
-from jobs.spec import CocoSpec
+from jobs.data_spec import CocoSpec
 
 Rows = Mapping[str, npt.NDArray[Any]]
 """Path of an array below the store -> rows of it."""

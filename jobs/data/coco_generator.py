@@ -25,8 +25,8 @@ import numpy as np
 from jobs.contract import write_atomically
 from jobs.data.coco_files import ORIGINAL_SPLITS, annotation_file, image_folder
 from jobs.data.store import SplitName
+from jobs.data_spec import CocoGeneratorSpec
 from jobs.randomness import generator, permutation
-from jobs.spec import CocoGeneratorSpec
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -30,7 +30,7 @@ from jobs.data.store import SplitName
 from jobs.data.tfrecord import CORRUPT_HINT, CRC, HEAD_BYTES, LENGTH, masked_crc
 from jobs.data.video import Int64, VideoBatch, check_numbers
 from jobs.data.video_media import fitted, too_few
-from jobs.spec import VideoFilesSpec
+from jobs.data_spec import VideoFilesSpec
 
 UInt8 = npt.NDArray[np.uint8]
 

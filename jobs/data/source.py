@@ -20,7 +20,7 @@ from jobs.data.multi_dsprites import ORIGINAL_URL, Record, RecordShape, decode, 
 from jobs.data.sprites import generate
 from jobs.data.store import file_sha256
 from jobs.data.tfrecord import RecordReader, too_few_records, write_records
-from jobs.spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, SpriteGeneratorSpec
+from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, SpriteGeneratorSpec
 
 GENERATE_AT_ONCE = 500
 """Records held in memory by the generator: 16 MB at 64 px."""

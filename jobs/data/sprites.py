@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from jobs.data.multi_dsprites import FACTORS, MASK_ON, SCALAR_FACTORS, Record
 from jobs.data.shapes import Float64, Shape, rasterise
-from jobs.spec import SpriteGeneratorSpec
+from jobs.data_spec import SpriteGeneratorSpec
 
 UInt8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]

@@ -23,7 +23,7 @@ from jobs.data.clips_texts import TextTable
 from jobs.data.errors import DataError, Place
 from jobs.data.feature_manifest import REBUILD_HINT
 from jobs.data.store import MANIFEST, ArrayLayout, FileFacts, file_sha256
-from models.spec import ClipSpec
+from models.spec_language import ClipSpec
 
 VISION_ONLY = frozenset({"path", "global_features", "tokens", "feature_size"})
 """Keys of the towers that a sentence's feature does not depend on."""

@@ -11,7 +11,7 @@ from jobs.data.clips_frames import ClipData, FrameBatch, Int64, clip_and_frame
 from jobs.data.clips_texts import TextTable, phase_table
 from jobs.data.toy_clevr_draw import draw_frames
 from jobs.data.toy_clevr_scene import Scenes, draw_scenes
-from jobs.spec import RecordRange, ToyClevrSpec
+from jobs.data_spec import RecordRange, ToyClevrSpec
 
 SCENES_AT_ONCE = 1024
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.data.clips_actions import ACTING, COLORS, PHASE_ENDS, PHASE_STARTS, SHAPES, Actions, Noun, Phase, Relation
-from jobs.spec import ToyClevrSpec
+from jobs.data_spec import ToyClevrSpec
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from jobs.data.toy_video_draw import draw_videos
 from jobs.data.toy_video_scene import VideoScenes, draw_scenes
 from jobs.data.video import Int64, VideoBatch, VideoData, check_numbers
-from jobs.spec import RecordRange, ToyVideoSpec
+from jobs.data_spec import RecordRange, ToyVideoSpec
 
 
 @dataclass(frozen=True, kw_only=True)

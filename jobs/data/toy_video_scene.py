@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from jobs.spec import ToyVideoSpec
+from jobs.data_spec import ToyVideoSpec
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]

@@ -21,7 +21,7 @@ from jobs.data.movi import MoviVideos, movi_shards, open_movi
 from jobs.data.store import SPLITS, SplitName
 from jobs.data.video import Int64, VideoBatch, VideoData, Videos, check_numbers
 from jobs.data.video_media import fitted, read_frames, read_masks
-from jobs.spec import VideoFilesSpec
+from jobs.data_spec import VideoFilesSpec
 
 LAYOUT = "train/images/NAME.mp4 or train/images/NAME/*.png, the same in test/; masks in masks/NAME/*.png"
 LAYOUT_HINT = "`path` must be the folder that holds train/ and test/ (layout in jobs/data/README.md)"

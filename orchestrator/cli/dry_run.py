@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from jobs.spec import ClipsSpec, CocoSpec, EmbedSpec, PrepareSpec, ToyClevrSpec, TrainSpec
+from jobs.data_spec import ClipsSpec, CocoSpec, ToyClevrSpec
+from jobs.spec import EmbedSpec, PrepareSpec, TrainSpec
 from orchestrator.errors import Problem, RunsFailed
 from orchestrator.rehearsal import Chain, distinct_chains, in_warm_process
 from orchestrator.sweep.plan import Plan, PlannedRun

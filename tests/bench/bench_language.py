@@ -26,7 +26,7 @@ from plain_language import twins  # noqa: E402  # found through the path above
 from steps import Step, training_step  # noqa: E402
 
 from models.slot_model import ConditionedInputs  # noqa: E402
-from models.spec import ImageDecoderSpec, LanguageSlotsSpec  # noqa: E402
+from models.spec_language import ImageDecoderSpec, LanguageSlotsSpec  # noqa: E402
 
 RECOMPUTED = (0, 1, 2)
 

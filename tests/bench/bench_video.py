@@ -27,7 +27,7 @@ from bench_dinosaur import measure, peak_mib  # noqa: E402  # found through the 
 from plain_video import twins  # noqa: E402
 from steps import Step, training_step  # noqa: E402
 
-from models.spec import Recurrence, VideoSlotsSpec  # noqa: E402
+from models.spec_video import Recurrence, VideoSlotsSpec  # noqa: E402
 from models.video_slots import VideoSlots, signed  # noqa: E402
 
 VARIANTS = {"per frame": None, "recurrent": Recurrence(detach_every=1)}

@@ -22,12 +22,13 @@ from jobs.data.errors import DataError
 from jobs.data.feature_writer import FeatureWriter
 from jobs.data.features import FeatureStore
 from jobs.data.text_features import TextStore
+from jobs.data_spec import ToyClevrSpec
 from jobs.journal import CHECKPOINT, read_journal
 from jobs.samples import to_images
-from jobs.spec import EmbedSpec, ToyClevrSpec
+from jobs.spec import EmbedSpec
 from jobs.weights import load_clip
 from models.clip_towers import text_ids
-from models.spec import ClipSpec
+from models.spec_language import ClipSpec
 
 VIT = {"kind": "clip", "name": "tiny-vit", "weights": "random", "tokens": 16, "feature_size": 32, "text_size": 16}
 RESNET = {"kind": "clip", "name": "tiny-resnet", "weights": "random", "tokens": 4, "feature_size": 256, "text_size": 16}

@@ -18,9 +18,9 @@ from jobs import forks, preemption
 from jobs.contract import ExitCode, RunDir
 from jobs.data.clips_actions import FRAMES
 from jobs.data.clips_writer import write_clips
+from jobs.data_spec import ToyClevrSpec
 from jobs.metrics import METRICS
 from jobs.panels import CAPTION, GAP
-from jobs.spec import ToyClevrSpec
 
 SIDE, SLOTS, CLIPS, EVERY = 64, 3, 3, 5
 CLEVR = {

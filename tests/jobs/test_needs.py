@@ -6,24 +6,11 @@ from typing import Any
 
 import pytest
 
+from jobs.data_spec import MultiDSpritesSpec, ToyClevrSpec
 from jobs.needs import check_needs
-from jobs.spec import (
-    EmbedSpec,
-    EvaluateSpec,
-    MultiDSpritesSpec,
-    PrepareSpec,
-    ToyClevrSpec,
-    TrainSpec,
-)
-from models.spec import (
-    BackboneSpec,
-    ClipSpec,
-    DinosaurSpec,
-    LanguageSlotsSpec,
-    SlotAutoencoderSpec,
-    TransformerText2Slot,
-    UntrainedScoreSpec,
-)
+from jobs.spec import EmbedSpec, EvaluateSpec, PrepareSpec, TrainSpec
+from models.spec import BackboneSpec, DinosaurSpec, SlotAutoencoderSpec, UntrainedScoreSpec
+from models.spec_language import ClipSpec, LanguageSlotsSpec, TransformerText2Slot
 
 CLIPS = PrepareSpec(data=ToyClevrSpec())
 TEXTS = EmbedSpec(backbone=ClipSpec(), images="none", flips=False)

@@ -22,19 +22,11 @@ from jobs.data.coco_store import CocoStore
 from jobs.data.errors import DataError
 from jobs.data.source import content_hash, dump_tfrecord
 from jobs.data.store import ImageStore
+from jobs.data_spec import CocoGeneratorSpec, CocoSpec, MultiDSpritesSpec, RecordRange, SpriteGeneratorSpec
 from jobs.preemption import Flag
 from jobs.prepare import chunks, prepare, run_prepare
 from jobs.ranks import Ranks
-from jobs.spec import (
-    CocoGeneratorSpec,
-    CocoSpec,
-    FrozenRun,
-    MultiDSpritesSpec,
-    PrepareSpec,
-    RecordRange,
-    RuntimeSpec,
-    SpriteGeneratorSpec,
-)
+from jobs.spec import FrozenRun, PrepareSpec, RuntimeSpec
 
 GENERATOR = SpriteGeneratorSpec(seed=9)
 SMALL = SpriteGeneratorSpec(seed=9, resolution=16, min_sprites=3, max_sprites=3, palette="saturated")

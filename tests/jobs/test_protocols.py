@@ -19,10 +19,10 @@ from jobs.data.coco_store import MASK_SIDES, CocoManifest, CocoStore
 from jobs.data.errors import DataError
 from jobs.data.store import SPLITS, ImageStore, write_manifest
 from jobs.data.writer import StoreWriter
+from jobs.data_spec import CocoGeneratorSpec, CocoSpec, RecordRange, ToyClevrSpec
 from jobs.frame_labels import FrameLabels
 from jobs.protocols import LabelSet, label_set
 from jobs.scoring import instance_scores
-from jobs.spec import CocoGeneratorSpec, CocoSpec, RecordRange, ToyClevrSpec
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from jobs.data.errors import DataError
 from jobs.weights import load_clip, weights_digest
 from jobs.weights_file import cached_weights, check_weights, weights_content
 from models.clip_towers import TINY
-from models.spec import ClipSpec
+from models.spec_language import ClipSpec
 
 CPU = torch.device("cpu")
 SPECS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from models.build import build_model
 from models.slot_autoencoder import SlotAutoencoder
-from models.spec import FullResolutionDecoder, SlotAutoencoderSpec, UpsamplingDecoder
+from models.spec import SlotAutoencoderSpec
+from models.spec_base import FullResolutionDecoder, UpsamplingDecoder
 
 
 def plain_grid(size: int) -> Tensor:

@@ -16,7 +16,7 @@ from models.build import build_model
 from models.image_decoder import ImageDecoder
 from models.language_slots import LanguageSlots
 from models.slot_model import ConditionedInputs
-from models.spec import ImageDecoderSpec, LanguageSlotsSpec, MlpText2Slot, NoText2Slot, TransformerText2Slot
+from models.spec_language import ImageDecoderSpec, LanguageSlotsSpec, MlpText2Slot, NoText2Slot, TransformerText2Slot
 
 
 def plain_mlp(*widths: int) -> nn.Sequential:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from models.build_video import build_video_slots
 from models.predictor import MlpStep, TransformerStep
-from models.spec import SlotAutoencoderSpec, TransformerPredictor, VideoSlotsSpec
+from models.spec import SlotAutoencoderSpec
+from models.spec_video import TransformerPredictor, VideoSlotsSpec
 from models.video_slots import VideoSlots
 
 Triple = tuple[str, Tensor, Tensor]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.clip_pixels import CLIP_MEAN, CLIP_STD, denormalised, normalised
 from models.clip_towers import TINY, ClipError, ClipTowers, build_clip, check_tag, text_ids
-from models.spec import CLIP_SIZES, ClipSpec
+from models.spec_language import CLIP_SIZES, ClipSpec
 
 VIT: dict[str, Any] = {"name": "tiny-vit", "weights": "random", "tokens": 16, "feature_size": 32, "text_size": 16}
 RESNET: dict[str, Any] = {"name": "tiny-resnet", "weights": "random", "tokens": 4, "feature_size": 256, "text_size": 16}

@@ -15,14 +15,7 @@ from models.build import build_model
 from models.dinosaur import Dinosaur
 from models.initialisation import Weights
 from models.patch_mlp import PatchMlp
-from models.spec import (
-    CocoAdaptiveDecoder,
-    DinosaurSpec,
-    GateSpec,
-    PatchMlpDecoder,
-    PatchTransformerDecoder,
-    UntrainedScoreSpec,
-)
+from models.spec import CocoAdaptiveDecoder, DinosaurSpec, GateSpec, PatchMlpDecoder, PatchTransformerDecoder, UntrainedScoreSpec
 
 SMALL = DinosaurSpec(
     tokens=9, feature_size=12, num_slots=4, num_iterations=2, slot_size=6, decoder=PatchMlpDecoder(hidden=10, layers=4)

@@ -16,7 +16,7 @@ from models.image_decoder import ImageDecoder
 from models.initialisation import Weights
 from models.language_slots import LanguageSlots
 from models.slot_model import ConditionedInputs
-from models.spec import ImageDecoderSpec, LanguageSlotsSpec, MlpText2Slot, NoText2Slot, TransformerText2Slot
+from models.spec_language import ImageDecoderSpec, LanguageSlotsSpec, MlpText2Slot, NoText2Slot, TransformerText2Slot
 from models.text2slot import SentenceDistribution
 
 WORDS = TransformerText2Slot(text_tokens=5, hidden=6, heads=2, layers=2, feedforward=8)

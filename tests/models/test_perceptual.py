@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from video_terms import FRAMES, built, frozen_lpips, objective, output_of, seeded, without_gradient
 
 from models.perceptual import FrameLpips, LpipsError, build_lpips, slot_distance
-from models.spec import LpipsSpec
+from models.spec_video import LpipsSpec
 from models.video_slots import slot_reconstructions
 
 RANDOM = LpipsSpec(weights="random")

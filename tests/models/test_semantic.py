@@ -12,7 +12,7 @@ from torch import Tensor
 from models.build import build_objective
 from models.semantic import LanguageSizes, Semantic, end_of_text, mask_entropy, same_sentence
 from models.slot_model import ConditionedInputs, SlotOutput
-from models.spec import SemanticObjective
+from models.spec_language import SemanticObjective
 
 IMAGES, SLOTS, SIZE, TEXT = 5, 4, 6, 7
 ALL: dict[str, float] = {"contrastive": 0.7, "text": 1.5, "names": 0.4, "entropy": 0.3}

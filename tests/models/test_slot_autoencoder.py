@@ -13,7 +13,8 @@ from models.build import build_model
 from models.slot_attention import SlotAttention
 from models.slot_autoencoder import SlotAutoencoder
 from models.slot_model import SlotModel, SlotOutput
-from models.spec import FullResolutionDecoder, SlotAutoencoderSpec, UntrainedScoreSpec, UpsamplingDecoder
+from models.spec import SlotAutoencoderSpec, UntrainedScoreSpec
+from models.spec_base import FullResolutionDecoder, UpsamplingDecoder
 
 SMALL = SlotAutoencoderSpec(
     resolution=12,

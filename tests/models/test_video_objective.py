@@ -9,7 +9,7 @@ import torch
 from video_terms import MODEL, batch, built, frozen_lpips, objective, output_of, seeded
 
 from models.build_video import build_video_objective
-from models.spec import LpipsSpec, VideoObjective
+from models.spec_video import LpipsSpec, VideoObjective
 from models.video_objective import VideoLoss
 
 TERMS = ("future_masks", "future_slots", "perceptual")

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models.build_video import build_video_slots
-from models.spec import MlpPredictor, Recurrence, TransformerPredictor, UpsamplingDecoder, VideoSlotsSpec
+from models.spec_base import UpsamplingDecoder
+from models.spec_video import MlpPredictor, Recurrence, TransformerPredictor, VideoSlotsSpec
 from models.video_slots import VideoOutput, VideoSlots, VideoState, signed, slot_reconstructions
 
 SMALL = VideoSlotsSpec(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from models.build_video import build_video_objective, build_video_slots
 from models.perceptual import FrameLpips, build_lpips
-from models.spec import LpipsSpec, UpsamplingDecoder, VideoObjective, VideoSlotsSpec
+from models.spec_base import UpsamplingDecoder
+from models.spec_video import LpipsSpec, VideoObjective, VideoSlotsSpec
 from models.video_objective import VideoLoss
 from models.video_slots import VideoOutput, VideoSlots
 

@@ -5,18 +5,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from jobs.spec import (
-    CocoGeneratorSpec,
-    CocoSpec,
-    CountSpec,
-    EmbedSpec,
-    EvaluateSpec,
-    MultiDSpritesSpec,
-    PrepareSpec,
-    TrainSpec,
-    WarmStartSpec,
-    parse_job_spec,
-)
+from jobs.data_spec import CocoGeneratorSpec, CocoSpec, MultiDSpritesSpec
+from jobs.spec import CountSpec, EmbedSpec, EvaluateSpec, PrepareSpec, TrainSpec, WarmStartSpec, parse_job_spec
 from models.spec import (
     BackboneSpec,
     CovarianceObjective,
@@ -24,12 +14,9 @@ from models.spec import (
     GateSpec,
     ReconstructionObjective,
     SlotAutoencoderSpec,
-    Spec,
     UntrainedScoreSpec,
-    UpsamplingDecoder,
-    added,
-    location,
 )
+from models.spec_base import Spec, UpsamplingDecoder, added, location
 from orchestrator.identity import canonical, id_of_canonical, run_id
 
 GOLDEN = [

@@ -12,8 +12,9 @@ import pytest
 
 from jobs.contract import Outcome, Status, write_outcome
 from jobs.data.coco_generator import write_miniature
-from jobs.spec import AnyJob, CocoGeneratorSpec, EmbedSpec, TrainSpec
-from models.spec import ClipSpec, LanguageSlotsSpec
+from jobs.data_spec import CocoGeneratorSpec
+from jobs.spec import AnyJob, EmbedSpec, TrainSpec
+from models.spec_language import ClipSpec, LanguageSlotsSpec
 from orchestrator.errors import UserError
 from orchestrator.submission import check_inputs
 from orchestrator.workspace import Root

@@ -8,17 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.spec import (
-    ClipsSpec,
-    CocoGeneratorSpec,
-    CocoSpec,
-    EmbedSpec,
-    PrepareSpec,
-    RecordRange,
-    ToyClevrSpec,
-    parse_job_spec,
-)
-from models.spec import ClipSpec
+from jobs.data_spec import ClipsSpec, CocoGeneratorSpec, CocoSpec, RecordRange, ToyClevrSpec
+from jobs.spec import EmbedSpec, PrepareSpec, parse_job_spec
+from models.spec_language import ClipSpec
 from orchestrator.cli import dry_run, verify
 from orchestrator.rehearsal import Chain, distinct_chains
 from orchestrator.sweep.compose import Composer

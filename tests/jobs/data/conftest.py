@@ -12,7 +12,7 @@ from jobs.data.multi_dsprites import Record, RecordShape, encode
 from jobs.data.source import dump_tfrecord
 from jobs.data.sprites import generate
 from jobs.data.tfrecord import write_records
-from jobs.spec import SpriteGeneratorSpec
+from jobs.data_spec import SpriteGeneratorSpec
 
 FILE_RECORDS = 24
 

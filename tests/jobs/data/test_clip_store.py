@@ -14,7 +14,7 @@ from jobs.data.clips_files import clips_content_hash
 from jobs.data.clips_writer import write_clips
 from jobs.data.errors import DataError
 from jobs.data.store import MANIFEST
-from jobs.spec import ClipsSpec, RecordRange, ToyClevrSpec
+from jobs.data_spec import ClipsSpec, RecordRange, ToyClevrSpec
 
 TOY = ToyClevrSpec(seed=1, resolution=32, train=RecordRange(first=0, count=3), test=RecordRange(first=3, count=1))
 

@@ -21,7 +21,7 @@ from jobs.data.clips_media import write_video
 from jobs.data.clips_writer import Form, write_clips
 from jobs.data.errors import DataError
 from jobs.data.toy_clevr import open_toy_clevr
-from jobs.spec import ClipsSpec, RecordRange, ToyClevrSpec
+from jobs.data_spec import ClipsSpec, RecordRange, ToyClevrSpec
 
 SPEC = ToyClevrSpec(seed=1, resolution=32, train=RecordRange(first=0, count=6), test=RecordRange(first=6, count=2))
 FIRST = "CLEVR_new_000000"

@@ -22,7 +22,7 @@ from jobs.data.coco_images import squares
 from jobs.data.coco_masks import instance_masks, label_maps
 from jobs.data.errors import DataError
 from jobs.data.source import check_source, content_hash
-from jobs.spec import CocoGeneratorSpec, CocoSpec
+from jobs.data_spec import CocoGeneratorSpec, CocoSpec
 
 GENERATOR = CocoGeneratorSpec(seed=1, train_images=18, val_images=16, largest_side=64)
 

@@ -17,7 +17,7 @@ from jobs.data.coco_annotations import read_annotations
 from jobs.data.coco_files import annotation_file, check_layout
 from jobs.data.coco_generator import draw, write_miniature
 from jobs.data.coco_masks import instance_masks
-from jobs.spec import CocoGeneratorSpec
+from jobs.data_spec import CocoGeneratorSpec
 
 SPEC = CocoGeneratorSpec(seed=3, train_images=20, val_images=16, largest_side=96)
 

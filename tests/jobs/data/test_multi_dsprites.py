@@ -17,7 +17,7 @@ from jobs.data.example import ListKind, floats, one_byte_strings, parse_example,
 from jobs.data.multi_dsprites import FACTORS, Record, RecordShape, decode, encode, label_map
 from jobs.data.sprites import generate
 from jobs.data.tfrecord import read_records, write_records
-from jobs.spec import SpriteGeneratorSpec
+from jobs.data_spec import SpriteGeneratorSpec
 
 PLACE = Place(file="some.tfrecords", record=7, offset=690000)
 TINY = RecordShape(resolution=8, entities=3)

@@ -14,7 +14,7 @@ from jobs.data.multi_dsprites import ORIGINAL_URL, Record, encode
 from jobs.data.source import check_source, content_hash, dump_tfrecord, open_source
 from jobs.data.sprites import generate
 from jobs.data.tfrecord import read_records
-from jobs.spec import MultiDSpritesSpec, RecordRange, SpriteGeneratorSpec
+from jobs.data_spec import MultiDSpritesSpec, RecordRange, SpriteGeneratorSpec
 
 
 def from_file(path: Path, *, train: tuple[int, int] = (0, 10), test: tuple[int, int] = (20, 4)) -> MultiDSpritesSpec:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jobs.data.multi_dsprites import FACTORS, Record, encode, label_map
 from jobs.data.shapes import HEART_CURVE_AREA, HEART_CURVE_CENTROID, Shape, rasterise
 from jobs.data.sprites import SATURATED_BACKGROUND_BYTES, generate
-from jobs.spec import SpriteGeneratorSpec
+from jobs.data_spec import SpriteGeneratorSpec
 
 COLUMN = {name: FACTORS.index(name) for name in FACTORS}
 ORIGINAL = SpriteGeneratorSpec(seed=0)

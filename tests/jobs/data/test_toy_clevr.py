@@ -17,7 +17,7 @@ from jobs.data.clips_frames import FrameBatch
 from jobs.data.toy_clevr import ToyClevrFrames, open_toy_clevr
 from jobs.data.toy_clevr_draw import RGB, draw_frames
 from jobs.data.toy_clevr_scene import HALF_SIZES, SCRIPTS, Scenes, draw_scenes
-from jobs.spec import RecordRange, ToyClevrSpec
+from jobs.data_spec import RecordRange, ToyClevrSpec
 
 SMALL = ToyClevrSpec(seed=3, resolution=64, train=RecordRange(first=0, count=40), test=RecordRange(first=40, count=10))
 CLIPS = 300

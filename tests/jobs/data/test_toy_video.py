@@ -14,7 +14,7 @@ from jobs.data.toy_video import open_toy_video
 from jobs.data.toy_video_draw import draw_videos
 from jobs.data.toy_video_scene import OCCLUDER_HALF_WIDTH, RGB, SPEEDS, VideoScenes, draw_scenes
 from jobs.data.video import VideoBatch
-from jobs.spec import RecordRange, ToyVideoSpec
+from jobs.data_spec import RecordRange, ToyVideoSpec
 
 SMALL = ToyVideoSpec(seed=3, train=RecordRange(first=0, count=40), test=RecordRange(first=40, count=10))
 EVENTS = SMALL.model_copy(update={"crossings": 0.5, "occluders": 0.5})

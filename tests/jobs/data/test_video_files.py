@@ -17,7 +17,7 @@ from jobs.data.errors import DataError
 from jobs.data.toy_video import open_toy_video
 from jobs.data.video_files import check_videos, open_videos, videos_content_hash
 from jobs.data.video_media import read_frames
-from jobs.spec import ToyVideoSpec, VideoFilesSpec
+from jobs.data_spec import ToyVideoSpec, VideoFilesSpec
 
 FRAMES = 30
 TOY = ToyVideoSpec(video_frames=FRAMES, resolution=64)

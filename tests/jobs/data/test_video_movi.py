@@ -15,7 +15,7 @@ from jobs.data.errors import DataError
 from jobs.data.tfrecord import frame
 from jobs.data.toy_video import open_toy_video
 from jobs.data.video_files import check_videos, open_videos, videos_content_hash
-from jobs.spec import ToyVideoSpec, VideoFilesSpec
+from jobs.data_spec import ToyVideoSpec, VideoFilesSpec
 
 FRAMES, VIDEOS = 24, 5
 

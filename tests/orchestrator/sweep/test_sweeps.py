@@ -12,22 +12,21 @@ from typing import Any
 
 import pytest
 
+from jobs.data_spec import CocoSpec
 from jobs.metrics import METRICS, NOISE_SD
-from jobs.spec import JOB_KINDS, TOWER_KEYS, CocoSpec, EmbedSpec, EvaluateSpec, PrepareSpec, TrainSpec, WarmStartSpec
+from jobs.spec import JOB_KINDS, TOWER_KEYS, EmbedSpec, EvaluateSpec, PrepareSpec, TrainSpec, WarmStartSpec
 from models.spec import (
     CocoAdaptiveDecoder,
     CosineObjective,
     CovarianceObjective,
     DinosaurSpec,
     GateSpec,
-    LanguageSlotsSpec,
-    MlpText2Slot,
-    NoText2Slot,
     PatchMlpDecoder,
     PatchTransformerDecoder,
     ReconstructionObjective,
     SlotAutoencoderSpec,
 )
+from models.spec_language import LanguageSlotsSpec, MlpText2Slot, NoText2Slot
 from orchestrator.errors import UserError
 from orchestrator.sweep.compose import Composer
 from orchestrator.sweep.expand import expand
