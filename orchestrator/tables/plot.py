@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Problem, UserError
@@ -18,6 +19,7 @@ COLOURS = {EffectKind.ROW: "#1f5fa8", EffectKind.MAIN: "#1f5fa8", EffectKind.INT
 LINE_INCHES = 0.27
 PANEL_INCHES = 4.2
 LABEL_INCHES_PER_LETTER = 0.075
+TITLE_LETTERS_PER_INCH = 10
 
 
 def draw(model: TableModel) -> Figure:
@@ -47,7 +49,8 @@ def draw(model: TableModel) -> Figure:
         axes.set_ylim(rows - 0.4, -0.6)
         axes.set_title(column.label, fontsize=10, parse_math=False)
         axes.set_xlabel(f"effect on {block.label}{direction(block)}, 95 % interval", fontsize=9, parse_math=False)
-    figure.suptitle(model.title if crossed else f"{model.title}: {effects.title}", fontsize=11, parse_math=False)
+    title = model.title if crossed else f"{model.title}: {effects.title}"
+    figure.suptitle(fill(title, int(width * TITLE_LETTERS_PER_INCH)), fontsize=11, parse_math=False)
     if crossed:
         _legend(figure)
     return figure
