@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from jobs.metrics import METRICS
 from orchestrator.sweep.document import Item, Reader, require
+from orchestrator.sweep.grammar_hypotheses import read_hypotheses
 from orchestrator.sweep.grammar_parts import read_condition
 from orchestrator.sweep.model import Axis, Factorial, Step, Table, Value
 
-KEYS = ("rows", "columns", "value", "more", "paper", "paper_source", "protocol", "effects", "factorial")
-WITH_ROWS = ("rows", "columns", "paper", "paper_source", "protocol", "effects")
+KEYS = ("rows", "columns", "value", "more", "paper", "paper_source", "protocol", "effects", "factorial", "hypotheses")
+WITH_ROWS = ("rows", "columns", "paper", "paper_source", "protocol", "effects", "hypotheses")
 """Keys of a table that has rows; a factorial one has none."""
 DIRECTIONS = ("higher", "lower", "neutral")
 VALUE_KEYS = ("metric", "scale", "digits", "better", "over", "step", "label")
@@ -46,6 +47,10 @@ def read_table(reader: Reader, item: Item, axes: Mapping[str, Axis], pipeline: M
     if paper and not source:
         reader.problem(parts["paper"], "has no source", value="", hint="add `paper_source:`, where the numbers are printed")
     protocol = _protocol(reader, parts["protocol"], axes, columns) if "protocol" in parts else ""
+    metrics = [one.metric for one in (value, *more) if one is not None]
+    hypotheses = []
+    if "hypotheses" in parts and rows is not None and len(reader.problems) == before:  # else rows and metrics are not known
+        hypotheses = read_hypotheses(reader, parts["hypotheses"], list(axes[rows].options), metrics)
     if len(reader.problems) > before or value is None:
         return None
     return Table(
@@ -58,6 +63,7 @@ def read_table(reader: Reader, item: Item, axes: Mapping[str, Axis], pipeline: M
         protocol=protocol,
         base=base,
         factorial=factorial,
+        hypotheses=tuple(hypotheses),
     )
 
 

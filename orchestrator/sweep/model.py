@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +97,51 @@ class Factorial:
     """factor -> options: the effects of the other factors again, over the cells with that option alone."""
 
 
+class Relation(enum.StrEnum):
+    """What a claim says of left minus right, in table units."""
+
+    HIGHER = "higher"
+    """Above the margin."""
+    LOWER = "lower"
+    """Below minus the margin."""
+    EQUAL = "equal"
+    """Between minus the margin and the margin."""
+    DIFFERENT = "different"
+    """Not between them."""
+
+
+class Join(enum.StrEnum):
+    """When several claims make a hypothesis true."""
+
+    ALL = "all"
+    """All of them hold."""
+    ANY = "any"
+    """At least one holds: intervals are widened for the number of claims."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One comparison of two rows in one number of the table."""
+
+    left: str
+    """Row options."""
+    right: str
+    metric: str
+    relation: Relation
+    margin: float = 0.0
+    """In table units, at least 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """What a sweep was made to find out, said before its numbers are known."""
+
+    name: str
+    text: str
+    join: Join
+    claims: tuple[Claim, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """How cells become a table; `rows` and `columns` are axis names. Without rows it is a factorial one."""
@@ -113,6 +159,7 @@ class Table:
     base: str | None = None
     """A row option: below each number, the other rows' differences from this one."""
     factorial: Factorial | None = None
+    hypotheses: tuple[Hypothesis, ...] = ()
 
     @property
     def shown(self) -> tuple[str, ...]:

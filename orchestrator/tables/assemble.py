@@ -12,7 +12,8 @@ from orchestrator.lifecycle import RunState
 from orchestrator.sweep.model import Table, Value
 from orchestrator.tables.effects import HOW_PAIRED, against_base
 from orchestrator.tables.factorial import HOW_CROSSED, Factor, Point, crossed
-from orchestrator.tables.model import Block, Effects, Gap, Heading, Mark, Sample, TableCell, TableModel
+from orchestrator.tables.hypotheses import HOW_TESTED, tested
+from orchestrator.tables.model import Block, Effects, Gap, Heading, HypothesisResult, Mark, Sample, TableCell, TableModel
 from orchestrator.tracking.record import CellEntry, SweepRecord
 
 Values = Mapping[str, Mapping[str, float]]
@@ -44,6 +45,7 @@ def assemble(record: SweepRecord, values: Values) -> TableModel:
     blocks = _said_once([_block(record, values, table, value, rows, columns) for value in (table.value, *table.more)])
     paper = f"paper: {table.paper_source or 'no source given'}" if table.paper else ""
     protocols = _protocols(table, columns) if table.paper else []
+    hypotheses = _hypotheses(record, table, rows, columns, blocks)
     how = HOW_CROSSED if table.factorial is not None else HOW_PAIRED if table.base is not None else ""
     return TableModel(
         sweep=record.name,
@@ -52,9 +54,19 @@ def assemble(record: SweepRecord, values: Values) -> TableModel:
         rows=tuple(row.heading for row in rows),
         columns=columns,
         blocks=blocks,
-        notes=tuple(note for note in (how, paper, *protocols, record.note) if note),
+        notes=tuple(note for note in (how, HOW_TESTED if hypotheses else "", paper, *protocols, record.note) if note),
+        hypotheses=hypotheses,
         means_shown=table.factorial is None,
     )
+
+
+def _hypotheses(
+    record: SweepRecord, table: Table, rows: Sequence[_Row], columns: Sequence[Heading], blocks: Sequence[Block]
+) -> tuple[HypothesisResult, ...]:
+    if table.rows is None:
+        return ()
+    labels = {name: option.label or name for name, option in record.axes[table.rows].options.items()}
+    return tested(table.hypotheses, labels, [row.heading for row in rows], columns, blocks)
 
 
 def _said_once(blocks: Sequence[Block]) -> tuple[Block, ...]:

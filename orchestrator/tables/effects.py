@@ -17,11 +17,11 @@ HOW_PAIRED = (
 )
 
 
-def with_interval(value: float, se: float, dof: int) -> Estimate:
-    """An estimate with its t interval; `dof` is at least 1."""
+def with_interval(value: float, se: float, dof: int, *, level: float = LEVEL) -> Estimate:
+    """An estimate with its t interval; `dof` is at least 1, `level` in (0, 1)."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]  # no annotations; imported late: takes a while
 
-    half = float(stdtrit(dof, (1 + LEVEL) / 2)) * se
+    half = float(stdtrit(dof, (1 + level) / 2)) * se
     return Estimate(value=value, se=se, low=value - half, high=value + half, dof=dof)
 
 
@@ -44,22 +44,27 @@ def against_base(
     return Effects(title=f"difference from {base_label}", columns=tuple(columns), lines=tuple(lines), footnotes=tuple(footnotes))
 
 
-def paired(cell: TableCell, base: TableCell) -> Estimate:
-    """The mean difference over the seeds (what tells runs of one table cell apart) that both cells have."""
+def paired(
+    cell: TableCell, base: TableCell, *, level: float = LEVEL, names: tuple[str, str] = ("the row", "the base")
+) -> Estimate:
+    """The mean difference over the seeds (what tells runs of one table cell apart) that both cells have.
+
+    `names` say in notes which of the two lacks a run.
+    """
     planned = dict.fromkeys([*_planned(cell), *_planned(base)])
     if not planned or cell.cited is not None or base.cited is not None:
-        cited = "the row is cited" if cell.cited is not None else "the base row is cited" if base.cited is not None else ""
+        cited = f"{names[0]} is cited" if cell.cited is not None else f"{names[1]} is cited" if base.cited is not None else ""
         return Estimate(note=f"{cited}, not run" if cited else "")
     mine, theirs = ({sample.cell: sample.value for sample in one.samples} for one in (cell, base))
     differences = [mine[name] - theirs[name] for name in planned if name in mine and name in theirs]
     n, expected = len(differences), len(planned)
-    notes = [f"{n} of {expected} pairs ({'; '.join(_lacking(planned, mine, theirs))})"] if n < expected else []
+    notes = [f"{n} of {expected} pairs ({'; '.join(_lacking(planned, names, (mine, theirs)))})"] if n < expected else []
     if n == 0:
         return Estimate(expected=expected, note="; ".join(notes))
     mean = statistics.fmean(differences)
     if n == 1:
         return Estimate(value=mean, n=1, expected=expected, note="; ".join([*notes, "one pair, so no interval"]))
-    found = with_interval(mean, statistics.stdev(differences) / math.sqrt(n), n - 1)
+    found = with_interval(mean, statistics.stdev(differences) / math.sqrt(n), n - 1, level=level)
     return replace(found, n=n, expected=expected, note="; ".join(notes))
 
 
@@ -68,8 +73,8 @@ def _planned(cell: TableCell) -> Iterator[str]:
     yield from (gap.cell for gap in cell.gaps)
 
 
-def _lacking(planned: Iterable[str], mine: Mapping[str, float], theirs: Mapping[str, float]) -> Iterator[str]:
-    for who, known in (("the row", mine), ("the base", theirs)):
+def _lacking(planned: Iterable[str], names: tuple[str, str], both: tuple[Mapping[str, float], ...]) -> Iterator[str]:
+    for who, known in zip(names, both, strict=True):
         missing = [name or "its run" for name in planned if name not in known]
         if missing:
             yield f"{who} lacks {', '.join(missing)}"

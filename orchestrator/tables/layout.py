@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.tables.model import Block, EffectKind, Effects, Estimate, Gap, Mark, TableCell, TableModel
+from orchestrator.tables.model import (
+    Block,
+    EffectKind,
+    Effects,
+    Estimate,
+    Gap,
+    Heading,
+    HypothesisResult,
+    Mark,
+    TableCell,
+    TableModel,
+    Verdict,
+)
 
 SYMBOLS = {Mark.CITED: "¶", Mark.FEWER: "†", Mark.CODE: "‡", Mark.BUDGET: "§"}
 
@@ -38,12 +50,12 @@ def grids(model: TableModel) -> list[Grid]:
     for block in model.blocks:
         found.extend([_grid(model, block)] if model.means_shown else [])
         found.extend([_effects_grid(block, block.effects)] if block.effects is not None else [])
-    return found
+    return [*found, _verdicts_grid(model.hypotheses, model.columns)] if model.hypotheses else found
 
 
 def titled(model: TableModel) -> bool:
     """Whether a reader needs each grid's title: with one grid of means the header names the metric."""
-    return len(model.blocks) > 1 or model.blocks[0].effects is not None
+    return len(model.blocks) > 1 or bool(model.hypotheses) or model.blocks[0].effects is not None
 
 
 def legend(model: TableModel) -> str:
@@ -104,6 +116,37 @@ def _effects_grid(block: Block, effects: Effects) -> Grid:
         left=frozenset({0, len(header) - 1} if with_notes else {0}),
         footnotes=effects.footnotes,
     )
+
+
+def _verdicts_grid(hypotheses: Sequence[HypothesisResult], columns: Sequence[Heading]) -> Grid:
+    """Each hypothesis, and below it its claims with their differences."""
+    header = [""]
+    for column in columns:
+        header.extend([column.label or "verdict", "left minus right"])
+    rows: list[tuple[Word, ...]] = []
+    for one in hypotheses:
+        line = [Word(text=f"{one.name}: {one.text}")]
+        for found in one.verdicts:
+            line.extend([_verdict(found), Word(text="")])
+        rows.append(tuple(line))
+        joined = "or" if one.join == "any" else "and"
+        for i, claim in enumerate(one.claims):
+            line = [Word(text=f"· {joined if i else '  '} {claim.text}" if len(one.claims) > 1 else f"· {claim.text}")]
+            for found, difference in zip(claim.verdicts, claim.estimates, strict=True):
+                shown = Word(text=estimate(difference, digits=claim.digits, pairs=True), hint=difference.note)
+                line.extend([Word(text=found.value), shown])
+            rows.append(tuple(line))
+    return Grid(
+        title="hypotheses",
+        header=tuple(Word(text=text) for text in header),
+        rows=tuple(rows),
+        left=frozenset({0, *range(1, len(header), 2)}),
+        footnotes=tuple(note for one in hypotheses for note in one.footnotes),
+    )
+
+
+def _verdict(found: Verdict) -> Word:
+    return Word(text=found.value, bold=found in (Verdict.SUPPORTED, Verdict.REFUTED))
 
 
 def estimate(one: Estimate, *, digits: int, pairs: bool) -> str:

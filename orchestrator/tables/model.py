@@ -139,6 +139,46 @@ class Effects:
     footnotes: tuple[str, ...] = ()
 
 
+class Verdict(enum.StrEnum):
+    """What the runs say about a claim or a hypothesis."""
+
+    SUPPORTED = "supported"
+    """The whole interval lies where the claim says."""
+    REFUTED = "refuted"
+    """The whole interval lies elsewhere."""
+    UNDECIDED = "undecided"
+    """The interval reaches over a boundary: more seeds may tell."""
+    NOT_TESTED = "not tested"
+    """No interval: runs are missing, or there is one pair."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimResult:
+    """One claim and its paired differences, left minus right."""
+
+    text: str
+    metric: str
+    digits: int
+    estimates: tuple[Estimate, ...]
+    """By column of the table."""
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypothesisResult:
+    """One hypothesis, its claims, and what follows for it in each column of the table."""
+
+    name: str
+    text: str
+    join: str
+    """`all` or `any` of the claims make it true."""
+    level: float
+    """Coverage of each claim's interval."""
+    claims: tuple[ClaimResult, ...]
+    verdicts: tuple[Verdict, ...]
+    footnotes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """One metric over all rows and columns."""
@@ -166,5 +206,6 @@ class TableModel:
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
     """Below everything: the paper's source and protocol, how effects were estimated, the sweep's own note."""
+    hypotheses: tuple[HypothesisResult, ...] = ()
     means_shown: bool = True
     """False for a factorial table: its many means go into CSV and JSON alone."""

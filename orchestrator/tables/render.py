@@ -14,7 +14,7 @@ from typing import assert_never
 
 from orchestrator.tables import latex
 from orchestrator.tables.layout import Grid, Word, gaps, grids, legend, titled
-from orchestrator.tables.model import Block, TableModel
+from orchestrator.tables.model import Block, Estimate, HypothesisResult, TableModel
 
 
 class Format(enum.StrEnum):
@@ -97,21 +97,26 @@ CSV_COLUMNS = (
 )
 CSV_EFFECTS = ("kind", "effect", "se", "low", "high", "dof")
 """Further columns of a table with effects; `kind` is `mean` for its numbers, and else what the effect compares."""
+CSV_VERDICT = "verdict"
+"""Last column of a table with hypotheses; `kind` is `hypothesis`, or `claim` for the differences behind it."""
 
 
 def as_csv(model: TableModel) -> str:
     """One line per number, at full precision, in table units; lists are separated by spaces, reasons by semicolons.
 
-    The lines of a metric's effects follow those of its means.
+    The lines of a metric's effects follow those of its means, those of hypotheses and their claims everything else.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    extended = any(block.effects is not None for block in model.blocks)
-    writer.writerow([*CSV_COLUMNS, *(CSV_EFFECTS if extended else ())])
+    extended = any(block.effects is not None for block in model.blocks) or bool(model.hypotheses)
+    writer.writerow([*CSV_COLUMNS, *(CSV_EFFECTS if extended else ()), *([CSV_VERDICT] if model.hypotheses else [])])
+    unjudged = [""] if model.hypotheses else []
     for block in model.blocks:
         for line in _csv_means(model, block):
-            writer.writerow([*line, *(("mean", *("" for _ in CSV_EFFECTS[1:])) if extended else ())])
-        writer.writerows(_csv_effects(block))
+            writer.writerow([*line, *(("mean", *("" for _ in CSV_EFFECTS[1:])) if extended else ()), *unjudged])
+        writer.writerows([*line, *unjudged] for line in _csv_effects(block))
+    for one in model.hypotheses:
+        writer.writerows(_csv_hypothesis(model, one))
     return out.getvalue()
 
 
@@ -135,9 +140,29 @@ def _csv_effects(block: Block) -> Iterator[list[object]]:
         for column, one in zip(effects.columns if effects is not None else (), line.estimates, strict=True):
             if one.value is None and not one.note:  # no such effect in this part
                 continue
-            start = [block.metric, line.option, line.label, column.option, column.label, "", "", one.n, one.expected]
-            own = [line.kind.value, *(_raw(number) for number in (one.value, one.se, one.low, one.high)), one.dof]
-            yield [*start, *(one.note if name == "missing" else "" for name in CSV_COLUMNS[len(start) :]), *own]
+            start = [block.metric, line.option, line.label, column.option, column.label]
+            yield [*_csv_estimate(start, one), line.kind.value, *_csv_interval(one)]
+
+
+def _csv_hypothesis(model: TableModel, found: HypothesisResult) -> Iterator[list[object]]:
+    for j, column in enumerate(model.columns):
+        start = ["", found.name, found.text, column.option, column.label]
+        blank: list[object] = ["" for _ in CSV_EFFECTS[1:]]
+        yield [*start, *("" for _ in CSV_COLUMNS[len(start) :]), "hypothesis", *blank, found.verdicts[j].value]
+        for claim in found.claims:
+            one = claim.estimates[j]
+            start = [claim.metric, found.name, claim.text, column.option, column.label]
+            yield [*_csv_estimate(start, one), "claim", *_csv_interval(one), claim.verdicts[j].value]
+
+
+def _csv_estimate(start: Sequence[str], one: Estimate) -> list[object]:
+    """The columns of `CSV_COLUMNS` that a difference fills."""
+    counted: list[object] = [*start, "", "", one.n, one.expected]
+    return [*counted, *(one.note if name == "missing" else "" for name in CSV_COLUMNS[len(counted) :])]
+
+
+def _csv_interval(one: Estimate) -> list[object]:
+    return [*(_raw(number) for number in (one.value, one.se, one.low, one.high)), one.dof]
 
 
 def _raw(value: float | None) -> str:

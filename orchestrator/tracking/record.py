@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.lifecycle import RunState
-from orchestrator.sweep.model import Axis, Cell, Factorial, Option, Sweep, Table, Value
+from orchestrator.sweep.model import Axis, Cell, Claim, Factorial, Hypothesis, Join, Option, Relation, Sweep, Table, Value
 
 FORMAT = 1
 """Raised when a reader of older records would misread a new one."""
@@ -140,7 +140,14 @@ def _option(raw: Mapping[str, Any]) -> Option:
 
 def _table(raw: Mapping[str, Any]) -> Table:
     value, more = Value(**raw["value"]), tuple(Value(**value) for value in raw["more"])
-    return Table(**{**raw, "value": value, "more": more, "factorial": _factorial(raw.get("factorial"))})
+    hypotheses = tuple(_hypothesis(one) for one in raw.get("hypotheses", ()))  # older records have none
+    factorial = _factorial(raw.get("factorial"))
+    return Table(**{**raw, "value": value, "more": more, "factorial": factorial, "hypotheses": hypotheses})
+
+
+def _hypothesis(raw: Mapping[str, Any]) -> Hypothesis:
+    claims = tuple(Claim(**{**claim, "relation": Relation(claim["relation"])}) for claim in raw["claims"])
+    return Hypothesis(**{**raw, "join": Join(raw["join"]), "claims": claims})
 
 
 def _factorial(raw: Mapping[str, Any] | None) -> Factorial | None:

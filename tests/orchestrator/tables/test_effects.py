@@ -104,7 +104,7 @@ def test_that_a_row_without_any_number_is_explained_once_by_its_mean():
 
 def test_that_cited_rows_have_no_effect_and_say_so():
     assert effect({"base": [0.1, 0.2], "a": "a paper"}).note == "the row is cited, not run"
-    assert effect({"base": "a paper", "a": [0.1, 0.2]}).note == "the base row is cited, not run"
+    assert effect({"base": "a paper", "a": [0.1, 0.2]}).note == "the base is cited, not run"
 
 
 def test_that_the_base_row_is_not_compared_with_itself_and_must_be_there():

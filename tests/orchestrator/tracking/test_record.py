@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 
 from orchestrator.lifecycle import RunState
-from orchestrator.sweep.model import Axis, Cell, Factorial, Option, Step, Sweep, Table, Value
+from orchestrator.sweep.model import (
+    Axis,
+    Cell,
+    Claim,
+    Factorial,
+    Hypothesis,
+    Join,
+    Option,
+    Relation,
+    Step,
+    Sweep,
+    Table,
+    Value,
+)
 from orchestrator.tracking.record import AttemptFacts, RunFacts, SweepRecord, describe, sweep_record
 
 
@@ -51,9 +64,12 @@ def test_that_a_record_survives_json():
 def test_that_a_record_keeps_what_a_table_asks_for_besides_means():
     value = Value(metric="loss", step="train", better="neutral")
     factorial = Factorial(factors=("a", "b"), within={"a": ("x",)})
+    claim = Claim(left="a", right="b", metric="loss", relation=Relation.EQUAL, margin=0.5)
+    hypothesis = Hypothesis(name="H1", text="none", join=Join.ANY, claims=(claim,))
     for table in (
         Table(rows="method", columns=None, value=value, base="b"),
         Table(rows=None, columns=None, value=value, factorial=factorial),
+        Table(rows="method", columns=None, value=value, hypotheses=(hypothesis,)),
     ):
         record = sweep_record(replace(sweep(), table=table), [], [], {})
         assert SweepRecord.from_json(record.to_json()).table == table
@@ -62,7 +78,7 @@ def test_that_a_record_keeps_what_a_table_asks_for_besides_means():
 def test_that_a_record_from_before_there_were_effects_is_read():
     record = sweep_record(sweep(), [], [], {})
     raw = json.loads(record.to_json())
-    del raw["table"]["base"], raw["table"]["factorial"]
+    del raw["table"]["base"], raw["table"]["factorial"], raw["table"]["hypotheses"]
     assert SweepRecord.from_json(json.dumps(raw)) == record
 
 
