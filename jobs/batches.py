@@ -21,10 +21,13 @@ from models.slot_model import Inputs
 
 
 class Batch(NamedTuple):
-    """One rank's share of a step's global batch, on the device. Legend: B images of this rank, K slots, Z noise values."""
+    """One rank's share of a step's global batch, on the device. Legend: B images of this rank, K slots, Z noise values.
+
+    Of videos B counts clips of T frames, and noise is [B,T,K,Z].
+    """
 
     inputs: Inputs
-    """What the model sees: float32 images [B,3,H,W] in [0, 1], tokens [B,N,C], or tokens with a sentence."""
+    """What the model sees: float32 images [B,3,H,W] in [0, 1], clips [B,T,3,H,W], tokens [B,N,C], or tokens with a sentence."""
     targets: torch.Tensor
     """What is to be reconstructed: the inputs themselves, or images [B,3,T,T] in [0, 1]."""
     noise_BKZ: torch.Tensor
@@ -42,7 +45,8 @@ class StepDataset(Dataset[tuple[tuple[torch.Tensor, ...], torch.Tensor, int, int
     samples: Samples
     sampler: StepSampler
     seed: int
-    noise_shape: tuple[int, int]
+    noise_shape: tuple[int, ...]
+    """Of one sample."""
     rank: int
     world_size: int
     flip: bool = False
@@ -58,7 +62,7 @@ class StepDataset(Dataset[tuple[tuple[torch.Tensor, ...], torch.Tensor, int, int
         if self.flip:
             mirrored = standard_normal((len(indices),), self.seed, "flip", step) < 0
         told = np.roll(indices, 1)[rows] if self.shuffled else None
-        stored = self.samples.read(indices[rows], mirrored[rows], told)
+        stored = self.samples.read(indices[rows], mirrored[rows], told, self.sampler.epoch(step))
         return stored, torch.from_numpy(noise_BKZ), rows.start, rows.stop, len(indices)
 
 

@@ -165,9 +165,6 @@ class ClipsSpec(Spec):
         return self
 
 
-DataSpec = Annotated[MultiDSpritesSpec | CocoSpec | ToyClevrSpec | ClipsSpec, Field(discriminator="kind")]
-
-
 class ToyVideoSpec(Spec):
     """Procedural videos of bouncing discs, squares and triangles with instance masks: no files needed."""
 
@@ -176,10 +173,6 @@ class ToyVideoSpec(Spec):
     resolution: int = Field(default=64, ge=32)
     video_frames: int = Field(default=24, ge=1)
     """Frames of a whole video."""
-    clip_frames: int = Field(default=6, ge=1)
-    """Frames of a training clip; its first frame is drawn anew in each epoch."""
-    frame_step: int = Field(default=1, ge=1)
-    """Only every n-th frame is looked at, in training clips and whole videos."""
     min_objects: int = Field(default=3, ge=2)
     max_objects: int = Field(default=5, ge=2, le=8)
     """Objects of a video are uniform between both; has nothing to do with the model's number of slots."""
@@ -199,7 +192,6 @@ class ToyVideoSpec(Spec):
             raise ValueError(f"video_frames {self.video_frames} is too short for crossings and occluders; they need 20")
         if self.min_objects < 3 and self.crossings and self.occluders:
             raise ValueError(f"min_objects {self.min_objects} is too small for crossings and occluders at once; they need 3")
-        _check_clip(self.clip_frames, self.frame_step, self.video_frames)
         earlier, later = sorted((self.train, self.test), key=lambda videos: videos.first)
         if earlier.first + earlier.count > later.first:
             raise ValueError(f"train and test share videos from {later.first} on")
@@ -220,10 +212,6 @@ class VideoFilesSpec(Spec):
     """Frames are resized (bicubic, short side) and cropped in the centre."""
     video_frames: int = Field(default=24, ge=1)
     """Frames of a whole video: a longer one is cut off there, a shorter one is an error."""
-    clip_frames: int = Field(default=6, ge=1)
-    """Frames of a training clip; its first frame is drawn anew in each epoch."""
-    frame_step: int = Field(default=1, ge=1)
-    """Only every n-th frame is looked at, in training clips and whole videos."""
     max_objects: int = Field(default=23, ge=1, le=254)
     """Largest number that a mask may hold; the default is that of SAVi's MOVi settings."""
 
@@ -231,12 +219,9 @@ class VideoFilesSpec(Spec):
     def _fits(self) -> VideoFilesSpec:
         if not self.path.strip():
             raise ValueError("path is empty; give the folder that holds the videos, or use kind toy_video")
-        _check_clip(self.clip_frames, self.frame_step, self.video_frames)
         return self
 
 
-def _check_clip(clip_frames: int, frame_step: int, video_frames: int) -> None:
-    """A clip must fit into its video."""
-    needed = (clip_frames - 1) * frame_step + 1
-    if needed > video_frames:
-        raise ValueError(f"{clip_frames} frames with frame_step {frame_step} span {needed}, video_frames is {video_frames}")
+DataSpec = Annotated[
+    MultiDSpritesSpec | CocoSpec | ToyClevrSpec | ClipsSpec | ToyVideoSpec | VideoFilesSpec, Field(discriminator="kind")
+]

@@ -1,5 +1,6 @@
 """The gradient of one step's loss over the global batch, exactly, over any number of ranks and micro-batches.
 
+An image is a clip for models of videos.
 Per-image terms are sums divided by the global batch size. A term that pools the batch is computed on the slots of the whole
 global batch on every rank: gradient enters through this rank's own rows, and since the projection head's gradient is whole
 on each of the W ranks, that term is divided by W and the slots' gradient multiplied by W before the sum over ranks.
@@ -20,8 +21,9 @@ from jobs.data.sampler import share
 from jobs.distributed import Group
 from models.objectives import Objective
 from models.slot_model import ConditionedInputs, Inputs, SlotOutput
+from models.video_slots import VideoOutput
 
-Forward = Callable[[Inputs, torch.Tensor], SlotOutput]
+Forward = Callable[[Inputs, torch.Tensor], SlotOutput | VideoOutput]
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -39,6 +41,11 @@ class _ScaleGradient(torch.autograd.Function):
 
 def _rows_of(inputs: Inputs, rows: slice) -> Inputs:
     return inputs.rows(rows) if isinstance(inputs, ConditionedInputs) else inputs[rows]
+
+
+def _slots_of(output: SlotOutput | VideoOutput) -> torch.Tensor:
+    """Final slots [B,K,D]; of clips those of all their frames, one frame below the other."""
+    return output.slots_BTKD.flatten(0, 1) if isinstance(output, VideoOutput) else output.slots_BKD
 
 
 def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[slice, Inputs, torch.Tensor, torch.Tensor]]:
@@ -82,7 +89,7 @@ def step_gradients(
         return sums
     if pools and accumulation > 1:
         with torch.no_grad(), group.autocast():
-            found = [forward(inputs, noise).slots_BKD.float() for _, inputs, _, noise in _micro_batches(batch, accumulation)]
+            found = [_slots_of(forward(inputs, noise)).float() for _, inputs, _, noise in _micro_batches(batch, accumulation)]
         leaf_BKD = torch.cat(found).requires_grad_()
         total, parts = _pooled(objective, leaf_BKD, batch, group, step)
         total.backward()  # type: ignore[no-untyped-call]
@@ -103,15 +110,15 @@ def step_gradients(
                 add(name, part_B.sum() / batch.total)
         if slots_gradient is not None:
             add("loss", loss)
-            loss = loss + (output.slots_BKD.float() * slots_gradient[rows]).sum()
+            loss = loss + (_slots_of(output).float() * slots_gradient[rows]).sum()
         elif pools:
-            term, parts = _pooled(objective, output.slots_BKD.float(), batch, group, step)
+            term, parts = _pooled(objective, _slots_of(output).float(), batch, group, step)
             loss = loss + term
             add("loss", loss)
             for name, part in parts.items():
                 add(name, part)
         else:
-            terms = objective.slot_terms(output.slots_BKD, step=step, text_BT=objective.pooled_text(inputs))
+            terms = objective.slot_terms(_slots_of(output), step=step, text_BT=objective.pooled_text(inputs))
             weight = noise_BKZ.shape[0] / batch.total
             loss = loss + terms.total * weight
             add("loss", loss)

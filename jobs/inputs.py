@@ -13,13 +13,15 @@ from jobs.data.coco_store import CocoStore
 from jobs.data.features import FeatureStore, StoredFeatures
 from jobs.data.store import ImageStore, SplitName
 from jobs.data.text_features import TextStore
-from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, ToyClevrSpec
-from jobs.samples import ImageSamples, LanguageSamples, OnlineSamples, Pixels, Samples, TokenSamples, Towers
-from jobs.spec import AnyJob, EmbedSpec, FrozenRun, PrepareSpec, TrainSpec
+from jobs.data.video import ClipWindows
+from jobs.data.video_store import VideoStore
+from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, ToyClevrSpec, ToyVideoSpec, VideoFilesSpec
+from jobs.samples import ImageSamples, LanguageSamples, OnlineSamples, Pixels, Samples, TokenSamples, Towers, VideoSamples
+from jobs.spec import AnyJob, EmbedSpec, FrozenRun, PrepareSpec, TrainSpec, WindowSpec
 from models.spec import BackboneSpec, CocoAdaptiveDecoder, DinosaurSpec
 from models.spec_language import ClipSpec, LanguageSlotsSpec, NoText2Slot, SemanticObjective, TransformerText2Slot
 
-Store = ImageStore | CocoStore | ClipStore
+Store = ImageStore | CocoStore | ClipStore | VideoStore
 
 
 def needed_run(run: Run, kind: str) -> tuple[RunDir, AnyJob]:
@@ -43,12 +45,14 @@ def open_store(run: Run) -> Store:
             return CocoStore.open(path)
         case ToyClevrSpec() | ClipsSpec():
             return ClipStore.open(path, prepared.data)
+        case ToyVideoSpec() | VideoFilesSpec():
+            return VideoStore.open(path, prepared.data)
         case _:
             assert_never(prepared.data)
 
 
 def images_of(store: Store, split: SplitName) -> Pixels:
-    """The images of a split, uint8 [N,S,S,3]."""
+    """The images of a split, uint8 [N,S,S,3]; of videos their first frames."""
     return store.split(split).images if isinstance(store, ImageStore) else store.images(split)
 
 
@@ -59,6 +63,9 @@ def open_samples(
 
     `like`: samples of another split of the same run, whose backbone is used again.
     """
+    if isinstance(store, VideoStore):
+        assert spec.clip is not None  # a model of videos has it
+        return video_samples(store, split, spec.clip, seed=spec.seed)
     if isinstance(store, ClipStore) and isinstance(spec.model, LanguageSlotsSpec):
         return _language_samples(run, spec, spec.model, store, split, device, like=like)
     if not isinstance(store, CocoStore) or not isinstance(spec.model, DinosaurSpec):
@@ -79,6 +86,13 @@ def open_samples(
     if features.count != store.count(split):
         raise Refused(f"run {needed.id} holds {features.count} images of {split}, the prepared data {store.count(split)}")
     return TokenSamples(features=features, targets_NTTC=targets)
+
+
+def video_samples(store: VideoStore, split: SplitName, clip: WindowSpec, *, seed: int) -> VideoSamples:
+    """Clips of a split's videos, from places that `seed` names."""
+    videos = store.videos(split)
+    windows = ClipWindows(seed=seed, video_frames=videos.video_frames, clip_frames=clip.frames, frame_step=clip.step)
+    return VideoSamples(videos=videos, windows=windows)
 
 
 def _language_samples(

@@ -15,6 +15,7 @@ from jobs.batches import Batch, StepDataset, step_batches
 from jobs.checkpoint import Checkpoint
 from jobs.data.clip_store import ClipStore
 from jobs.data.sampler import StepSampler
+from jobs.data.video_store import VideoStore
 from jobs.distributed import Group, leave_together
 from jobs.gradients import step_gradients
 from jobs.inputs import Store, images_of, needed_run, open_samples
@@ -95,7 +96,7 @@ class Training:
             samples=self.samples,
             sampler=self.sampler(),
             seed=self.spec.seed,
-            noise_shape=self.state.model.noise_shape,
+            noise_shape=(*(() if self.spec.clip is None else (self.spec.clip.frames,)), *self.state.model.noise_shape),
             rank=self.group.rank,
             world_size=self.group.world_size,
             flip=self.spec.flip,
@@ -196,7 +197,7 @@ class Training:
 
     def _validate(self) -> None:
         """A short look at held-out images, on rank 0: the others meet it again at their next collective."""
-        if self.run.journal is None:
+        if self.run.journal is None or isinstance(self.store, VideoStore):
             return
         look = self.spec.validation
         if self._held_out is None:

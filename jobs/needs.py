@@ -7,12 +7,14 @@ import re
 from typing import Any
 
 from jobs.data.clips_actions import FRAMES
-from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, ToyClevrSpec
+from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, ToyClevrSpec, ToyVideoSpec, VideoFilesSpec
 from jobs.spec import AnyJob, EmbedSpec, EvaluateSpec, PrepareSpec, TrainSpec
 from models.spec import AnyBackbone, BackboneSpec, CocoAdaptiveDecoder, DinosaurSpec, SlotAutoencoderSpec, UntrainedScoreSpec
 from models.spec_language import ClipSpec, LanguageSlotsSpec, NoText2Slot, TransformerText2Slot
+from models.spec_video import VideoSlotsSpec
 
 CLIP_KINDS = "kind `toy_clevr` or `clips`"
+VIDEO_KINDS = "kind `toy_video` or `video_files`"
 
 NEEDS: dict[str, frozenset[str]] = {
     "count": frozenset(),
@@ -87,6 +89,10 @@ def _frame_problems(towers: ClipSpec, data: ToyClevrSpec | ClipsSpec) -> list[st
 def _data_problems(spec: TrainSpec, prepared: PrepareSpec) -> list[str]:
     problems: list[str] = []
     data = prepared.data
+    if isinstance(data, ToyVideoSpec | VideoFilesSpec):
+        return _video_data_problems(spec, data)
+    if isinstance(spec.model, VideoSlotsSpec):
+        return [f"model.kind video_slots needs data of {VIDEO_KINDS}, not `{data.kind}`"]
     if isinstance(data, ToyClevrSpec | ClipsSpec):
         return _clip_data_problems(spec, data)
     if isinstance(spec.model, LanguageSlotsSpec):
@@ -125,6 +131,20 @@ def _clip_data_problems(spec: TrainSpec, data: ToyClevrSpec | ClipsSpec) -> list
             problems.append(f"model.kind {other.kind} is not for clips with sentences: data of kind `{data.kind}`")
     if spec.flip:
         problems.append("flip=true: a mirrored frame would contradict left and right in its sentence")
+    return [problem for problem in problems if problem]
+
+
+def _video_data_problems(spec: TrainSpec, data: ToyVideoSpec | VideoFilesSpec) -> list[str]:
+    model, clip = spec.model, spec.clip
+    if not isinstance(model, VideoSlotsSpec):
+        return [f"model.kind {model.kind} is not for videos: data of kind `{data.kind}`"]
+    problems = [_too_few(spec, data.train.count)] if isinstance(data, ToyVideoSpec) else []
+    if model.resolution != data.resolution:
+        side = data.resolution
+        problems.append(f"model.resolution {model.resolution} differs from the data's {side} x {side} frames")
+    if clip is not None and clip.span > data.video_frames:
+        spans = f"clip.frames {clip.frames} with clip.step {clip.step} spans {clip.span} frames"
+        problems.append(f"{spans}, data.video_frames is {data.video_frames}")
     return [problem for problem in problems if problem]
 
 

@@ -7,8 +7,8 @@ comes last, then one rename: the output is whole or not there. What is on disk i
     after the manifest        the same
     after the rename          the output; the restart compares its manifest, removes the scratch directory, and is done
 
-Scratch files: `work/store`, which becomes the output, and `work/coco`, a generated COCO folder. Clips are not copied: their
-manifest is the whole store (jobs.data.clip_store).
+Scratch files: `work/store`, which becomes the output, and `work/coco`, a generated COCO folder. Clips and videos are not copied:
+their manifest is the whole store (jobs.data.manifest_store).
 """
 
 from __future__ import annotations
@@ -21,26 +21,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 import numpy.typing as npt
 
 from jobs.attempt import Finished, Run, Superseded
 from jobs.contract import fsync_directory
-from jobs.data.clip_store import ClipSource, prepare_clips
+from jobs.data.clip_store import ClipManifest, prepare_clips
 from jobs.data.coco import CocoSource, coco_manifest, open_coco
 from jobs.data.coco_generator import write_miniature
 from jobs.data.coco_store import CocoManifest, CocoStore
 from jobs.data.errors import DataError, Place
 from jobs.data.source import RecordSource, check_ranges, content_hash, open_source
 from jobs.data.store import MANIFEST, SPLITS, ImageStore, Manifest, SplitName, StoreManifest, write_manifest
+from jobs.data.video_store import VideoManifest, prepare_videos
 from jobs.data.writer import StoreWriter, sprite_rows
-from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, RecordRange, ToyClevrSpec
+from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, RecordRange, ToyClevrSpec, ToyVideoSpec, VideoFilesSpec
 from jobs.journal import JournalWriter
 from jobs.spec import PrepareSpec
 
 StoredSpec = MultiDSpritesSpec | CocoSpec
 """Data that become arrays."""
+SourceSpec = ToyClevrSpec | ClipsSpec | ToyVideoSpec | VideoFilesSpec
+"""Data of which only a manifest is written."""
 CHUNK_RECORDS = 500
 CHUNK_IMAGES = 100
 """Of COCO: one or two seconds of decoding on one core."""
@@ -89,8 +92,8 @@ def run_prepare(run: Run) -> Finished:
     restored = run.restore_point()
     journal = run.journal
     assert journal is not None
-    if isinstance(spec.data, ToyClevrSpec | ClipsSpec):
-        return _prepare_clips(run, journal, spec.data)
+    if not isinstance(spec.data, StoredSpec):
+        return _prepare_manifest(run, journal, spec.data)
     done = saved = 0 if restored is None else restored.step
     saved_at = time.monotonic()
 
@@ -122,20 +125,25 @@ def run_prepare(run: Run) -> Finished:
         if done > saved:
             save(done)
         run.leave(done)
-    assert isinstance(spec.data, MultiDSpritesSpec | CocoSpec)
     files = (MANIFEST, *_store_manifest(spec.data, store).files)
     return Finished(step=done, values={"prepare/records": float(done)}, files=tuple(store / name for name in files))
 
 
-def _prepare_clips(run: Run, journal: JournalWriter, data: ClipSource) -> Finished:
-    """Write the manifest of clips; one step, of seconds."""
+def _prepare_manifest(run: Run, journal: JournalWriter, data: SourceSpec) -> Finished:
+    """Write the manifest of clips or videos; one step, of seconds."""
     output = run.run_dir.output / STORE_NAME
-    manifest = prepare_clips(data, output, may_commit=run.owns)
+    match data:
+        case ToyClevrSpec() | ClipsSpec():
+            manifest: ClipManifest | VideoManifest | None = prepare_clips(data, output, may_commit=run.owns)
+        case ToyVideoSpec() | VideoFilesSpec():
+            manifest = prepare_videos(data, output, may_commit=run.owns)
+        case _:
+            assert_never(data)
     if manifest is None:
         raise Superseded
-    frames = sum(manifest.counts.values())
-    journal.metrics(frames, {"prepare/records": float(frames)})
-    return Finished(step=frames, values={"prepare/records": float(frames)}, files=(output / MANIFEST,))
+    records = sum(manifest.counts.values())
+    journal.metrics(records, {"prepare/records": float(records)})
+    return Finished(step=records, values={"prepare/records": float(records)}, files=(output / MANIFEST,))
 
 
 def prepare(
@@ -166,7 +174,7 @@ def prepare(
         OSError: the disk is full or went away.
     """
     data = spec.data
-    assert isinstance(data, MultiDSpritesSpec | CocoSpec), "clips have no arrays"
+    assert isinstance(data, StoredSpec), "clips and videos have no arrays"
     if isinstance(data, MultiDSpritesSpec):
         check_ranges(data)
     done = start

@@ -1,7 +1,8 @@
-"""Where a model's inputs and targets come from: stored images, stored tokens, or images that a backbone turns into tokens.
+"""Where a model's inputs and targets come from: stored images, stored tokens, images that a backbone turns into tokens, videos.
 
 `read` happens in a loader process and returns what lies in the store; `convert` happens on the device.
-Legend: B images, S x S stored pixels, T x T target pixels, N tokens, C features; of a sentence L tokens, F features.
+Legend: B images, S x S stored pixels, T x T target pixels, N tokens, C features; of a sentence L tokens, F features; of a clip
+T frames of H x W pixels.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from jobs.data.clip_store import FrameImages
 from jobs.data.clips_frames import Frames
 from jobs.data.features import Features, StoredFeatures
 from jobs.data.text_features import TextStore
+from jobs.data.video import ClipWindows, Videos
+from jobs.data.video_store import FirstFrames
 from models.clip_pixels import normalised
 from models.slot_model import ConditionedInputs, Inputs
 
-Pixels = np.ndarray | FrameImages
+Pixels = np.ndarray | FrameImages | FirstFrames
 """Stored images [N,S,S,3], or frames that are drawn or decoded when they are asked for."""
 
 
@@ -32,10 +35,13 @@ class Samples(Protocol):
         """How many there are."""
         ...
 
-    def read(self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
+    def read(
+        self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None, epoch: int = 0
+    ) -> tuple[torch.Tensor, ...]:
         """The stored tensors of samples `indices` [B], mirrored where `mirrored` [B] says so; on the CPU.
 
-        `told` [B]: the samples whose sentences these are told; None: their own. Without sentences it has no effect.
+        `told` [B]: the samples whose sentences these are told; None: their own. Without sentences it has no effect. `epoch`: of
+        which the samples are; of videos it decides, with their numbers, which frames are read.
         """
         ...
 
@@ -47,6 +53,11 @@ class Samples(Protocol):
 def to_images(images_BHWC: torch.Tensor) -> torch.Tensor:
     """uint8 [B,H,W,C] -> float32 [B,C,H,W] in [0, 1]."""
     return images_BHWC.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
+
+
+def to_clips(images_BTHWC: torch.Tensor) -> torch.Tensor:
+    """uint8 [B,T,H,W,C] -> float32 [B,T,C,H,W] in [0, 1]."""
+    return images_BTHWC.permute(0, 1, 4, 2, 3).to(torch.float32).div_(255.0)
 
 
 def gather(stored: Pixels, indices: np.ndarray) -> torch.Tensor:
@@ -75,7 +86,9 @@ class ImageSamples:
         """How many there are."""
         return int(self.images_NHWC.shape[0])
 
-    def read(self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
+    def read(
+        self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None, epoch: int = 0
+    ) -> tuple[torch.Tensor, ...]:
         """(images uint8 [B,H,W,3],)"""
         return (mirror(gather(self.images_NHWC, indices), mirrored),)
 
@@ -98,7 +111,9 @@ class TokenSamples:
         """How many there are."""
         return self.features.count
 
-    def read(self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
+    def read(
+        self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None, epoch: int = 0
+    ) -> tuple[torch.Tensor, ...]:
         """(tokens [B,N,C] as stored, and target images uint8 [B,T,T,3] if any)"""
         tokens = self.features.read(indices, mirrored)
         return (tokens,) if self.targets_NTTC is None else (tokens, gather(self.targets_NTTC, indices))
@@ -123,7 +138,9 @@ class OnlineSamples:
         """How many there are."""
         return int(self.images_NHWC.shape[0])
 
-    def read(self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
+    def read(
+        self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None, epoch: int = 0
+    ) -> tuple[torch.Tensor, ...]:
         """(images uint8 [B,S,S,3], and target images uint8 [B,T,T,3] if any)"""
         images = mirror(gather(self.images_NHWC, indices), mirrored)
         return (images,) if self.targets_NTTC is None else (images, gather(self.targets_NTTC, indices))
@@ -156,7 +173,9 @@ class LanguageSamples:
         """How many there are."""
         return self.frames.count
 
-    def read(self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None) -> tuple[torch.Tensor, ...]:
+    def read(
+        self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None, epoch: int = 0
+    ) -> tuple[torch.Tensor, ...]:
         """Frames uint8 [B,S,S,3] and names [B,2,2], then text and padding if any, then stored tokens if any."""
         assert not mirrored.any(), "a mirrored frame would contradict left and right in its sentence"
         batch = self.frames.read(indices)
@@ -187,3 +206,29 @@ class LanguageSamples:
         text, padding_BL = (*told, None, None)[:2]
         inputs = ConditionedInputs(tokens_BNC=tokens_BNC, text=text, padding_BL=padding_BL, names_B22=names_B22)
         return inputs, normalised(images_BCHW)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSamples:
+    """Clips of videos, a sample per video, that are reconstructed themselves."""
+
+    videos: Videos
+    windows: ClipWindows
+
+    @property
+    def count(self) -> int:
+        """How many videos there are."""
+        return self.videos.count
+
+    def read(
+        self, indices: np.ndarray, mirrored: np.ndarray, told: np.ndarray | None = None, epoch: int = 0
+    ) -> tuple[torch.Tensor, ...]:
+        """(clips uint8 [B,T,H,W,3],)"""
+        assert not mirrored.any(), "clips are not mirrored"
+        videos_B = indices.astype(np.int64)
+        return (torch.from_numpy(self.videos.read(videos_B, self.windows.frames(epoch, videos_B)).images_BTSS3),)
+
+    def convert(self, stored: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The clips [B,T,3,H,W] in [0, 1], twice."""
+        clips_BT3HW = to_clips(stored[0])
+        return clips_BT3HW, clips_BT3HW

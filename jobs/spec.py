@@ -24,6 +24,7 @@ from models.spec import (
 )
 from models.spec_base import Spec, added, location
 from models.spec_language import ClipSpec, LanguageSlotsSpec, SemanticObjective
+from models.spec_video import VideoObjective, VideoSlotsSpec
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a configuration changes: every run id changes with it."""
@@ -118,6 +119,19 @@ class WarmStartSpec(Spec):
     """Prefixes of parameters that the earlier model does not have. Any other mismatch is an error."""
 
 
+class WindowSpec(Spec):
+    """The frames of a video that a training step sees, from a place drawn anew for each (seed, epoch, video)."""
+
+    frames: int = Field(default=6, ge=1)
+    step: int = Field(default=1, ge=1)
+    """Every n-th frame."""
+
+    @property
+    def span(self) -> int:
+        """Frames from the first to the last."""
+        return (self.frames - 1) * self.step + 1
+
+
 TOWER_KEYS = ("global_features", "tokens", "feature_size", "text_size")
 """Keys of a language model that must be those of its CLIP towers."""
 
@@ -130,7 +144,7 @@ class TrainSpec(Spec):
     steps: int = Field(default=500_000, ge=0)
     """Optimiser steps; 0 gives the untrained model."""
     batch_size: int = Field(default=64, ge=1)
-    """Images per step over all ranks."""
+    """Images, or clips, per step over all ranks."""
     drop_last: bool = False
     model: ModelSpec
     objective: ObjectiveSpec = ReconstructionObjective()
@@ -144,6 +158,8 @@ class TrainSpec(Spec):
     told: Literal["own", "shuffled"] = added("own")
     """Which sentence a sample of a language model is told: its own, or another sample's of the batch (a control)."""
     warm_start: WarmStartSpec | None = added(None)
+    clip: WindowSpec | None = added(None)
+    """Which frames a sample of a video model has; `null` for models of images."""
     validation: ValidationSpec = ValidationSpec()
     runtime: RuntimeSpec = location(RuntimeSpec())
 
@@ -168,6 +184,31 @@ class TrainSpec(Spec):
             )
         towers = ClipSpec.model_validate(online)
         return found | {"model": model | {key: getattr(towers, key) for key in missing}}
+
+    @model_validator(mode="after")
+    def _clips_fit(self) -> TrainSpec:
+        model, objective, clip = self.model, self.objective, self.clip
+        if isinstance(objective, VideoObjective) != isinstance(model, VideoSlotsSpec):
+            raise ValueError(
+                f"model.kind video_slots and objective.kind video go together, not {model.kind} and {objective.kind}"
+            )
+        if not isinstance(model, VideoSlotsSpec) or not isinstance(objective, VideoObjective):
+            if clip is not None:
+                raise ValueError(f"clip is for model.kind video_slots, not {model.kind}: set it to null")
+            return self
+        if clip is None:
+            raise ValueError("model.kind video_slots needs clip, for example {frames: 6, step: 1}")
+        problems = objective.problems(model)
+        if self.flip:
+            problems.append("flip=true is for images: clips are not mirrored")
+        if clip.frames < 2:
+            if model.recurrence is not None and model.recurrence.predictor is not None:
+                problems.append("model.recurrence.predictor works between frames: clip.frames is 1, it must be 2 or more")
+            if objective.future_masks or objective.future_slots or objective.perceptual:
+                problems.append("the objective's terms compare frames: clip.frames is 1, it must be 2 or more")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
     @model_validator(mode="after")
     def _projection_fits(self) -> TrainSpec:
@@ -202,8 +243,14 @@ class EvaluateSpec(Spec):
     gate: Literal["noisy", "deterministic"] = added("noisy")
     """AdaSlot's gate with its Gumbel noise, as the original evaluates, or its most probable choice."""
     every: int = added(1, ge=1)
-    """Score every n-th image: the frames of a clip resemble each other."""
+    """Score every n-th image: the frames of a clip resemble each other. Of videos every n-th video, all its frames."""
+    noise: Literal["fresh", "fixed", "fixed_per_seed"] = added("fresh")
+    """Of a video model's frames. `fresh`: each its own draw; `fixed`: the checkpoint's for all, then the first noise seed stands
+    for every other (V1, V8); `fixed_per_seed`: one draw per noise seed for all frames of all videos."""
+    chunk: int = added(24, ge=1)
+    """Frames of a video per forward pass; the slots are carried on to the next."""
     batch_size: int = location(64, ge=1)
+    """Images per forward pass; of videos frames, at least one chunk."""
     panel_images: int = Field(default=8, ge=0)
     runtime: RuntimeSpec = location(RuntimeSpec())
 
@@ -246,6 +293,3 @@ _job_spec: TypeAdapter[AnyJob] = TypeAdapter(JobSpec)
 def parse_job_spec(config: dict[str, Any]) -> AnyJob:
     """Validate a resolved configuration; raises pydantic's ValidationError with every error and its path."""
     return _job_spec.validate_python(config)
-
-
-# Videos (video_slots.md 2 and 6). Not part of DataSpec yet.

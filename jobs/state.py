@@ -20,14 +20,16 @@ from models.semantic import LanguageSizes
 from models.slot_model import SlotModel
 from models.spec import DinosaurSpec
 from models.spec_language import LanguageSlotsSpec, SemanticObjective
+from models.spec_video import VideoObjective, VideoSlotsSpec
 
 PARTS = {
     "reconstruction": (),
     "covariance": ("covariance", "variance"),
     "cosine": ("cosine",),
     "semantic": ("contrastive", "text", "names", "entropy"),
+    "video": ("future_masks", "future_slots", "perceptual"),
 }
-"""Named parts of each objective's extra loss; of a semantic one those whose weight of that name is above 0."""
+"""Named parts of each objective's extra loss; of the last two those whose weight of that name is above 0."""
 WEIGHTS = "model.pt"
 """The trained weights' name below a training run's output."""
 GATE_PARTS = ("sparsity", "kept_slots", "keep_probability")
@@ -37,7 +39,7 @@ def loss_parts(spec: TrainSpec) -> tuple[str, ...]:
     """Named scalars of a step beside loss and mse, in the order in which ranks exchange them."""
     gated = isinstance(spec.model, DinosaurSpec) and spec.model.gate is not None
     parts: tuple[str, ...] = PARTS[spec.objective.kind]
-    if isinstance(spec.objective, SemanticObjective):
+    if isinstance(spec.objective, SemanticObjective | VideoObjective):
         parts = tuple(name for name in parts if getattr(spec.objective, name) > 0)
     return parts + (GATE_PARTS if gated else ())
 
@@ -77,7 +79,7 @@ class TrainState:
 
 
 def build_state(spec: TrainSpec, device: torch.device) -> TrainState:
-    """The state before step 0: a function of the spec alone."""
+    """The state before step 0: a function of the spec alone, and of weights that it names (raises DataError as `load_lpips`)."""
     weights = torch.Generator().manual_seed(derived_seed(spec.seed, "weights") % 2**63)
     model = build_model(spec.model, generator=weights).to(device)
     head = torch.Generator().manual_seed(derived_seed(spec.seed, "head") % 2**63)
@@ -85,8 +87,19 @@ def build_state(spec: TrainSpec, device: torch.device) -> TrainState:
     language = None
     if isinstance(spec.model, LanguageSlotsSpec):
         language = LanguageSizes(text_size=spec.model.text_size, colours=len(COLORS), shapes=len(SHAPES))
+    lpips = None
+    if isinstance(spec.objective, VideoObjective) and spec.objective.perceptual > 0:
+        from jobs.weights import load_lpips  # brings timm and open_clip, which take seconds to import
+
+        lpips = load_lpips(spec.objective.lpips, device)
     objective = build_objective(
-        spec.objective, slot_size=slot_size, num_slots=spec.model.num_slots, generator=head, language=language
+        spec.objective,
+        slot_size=slot_size,
+        num_slots=spec.model.num_slots,
+        generator=head,
+        language=language,
+        video=spec.model if isinstance(spec.model, VideoSlotsSpec) else None,
+        lpips=lpips,
     ).to(device)
     parameters = [*model.parameters(), *objective.parameters()] or [torch.nn.Parameter(torch.zeros(1, device=device))]
     return TrainState(

@@ -1,4 +1,4 @@
-"""Reads a backbone's weights, from a file or through timm's or open_clip's download, and builds the backbone with them."""
+"""Reads frozen weights, from a file or through timm's, open_clip's or torchvision's download, and builds nets with them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,28 @@ from typing import Any
 import open_clip  # type: ignore[import-untyped]  # ships neither stubs nor a marker
 import timm
 import torch
+import torchvision  # type: ignore[import-untyped]  # ships no marker
 from safetensors.torch import load_file
 from torch import Tensor
 
 from jobs.data.errors import DataError, Place
 from jobs.data.store import file_sha256
-from jobs.weights_file import cache_folder, download_hint, expected_file, titled, weights_path
+from jobs.weights_file import (
+    TRUNKS,
+    AnyWeights,
+    cache_folder,
+    download_hint,
+    expected_file,
+    titled,
+    torch_cache_folder,
+    weights_path,
+)
 from models.backbone import Backbone, BackboneError, build_backbone
 from models.clip_towers import ClipError, ClipTowers, build_clip, check_tag
-from models.spec import AnyBackbone, BackboneSpec
+from models.perceptual import FrameLpips, LpipsError, build_lpips
+from models.spec import BackboneSpec
 from models.spec_language import ClipSpec
+from models.spec_video import LpipsSpec
 
 WRAPPERS = ("state_dict", "model")
 """Keys under which a file may hold its state dict instead of being one."""
@@ -71,6 +83,27 @@ def load_clip(spec: ClipSpec, device: torch.device) -> ClipTowers:
     return towers.to(device)
 
 
+def load_lpips(spec: LpipsSpec, device: torch.device) -> FrameLpips:
+    """The frozen LPIPS net of a configuration, on a device.
+
+    Raises:
+        DataError: weights that are missing, unreadable, changed since the run was planned, or another trunk's.
+    """
+    place, state = Place(file="torchvision"), None
+    match spec.weights:
+        case "random":
+            pass
+        case "file":
+            path, state = _checked_file(spec)
+            place = Place(file=str(path))
+        case "pretrained":
+            state = _pretrained_trunk(spec)
+    try:
+        return build_lpips(spec, state=state).to(device)
+    except LpipsError as error:
+        raise DataError(str(error), place=place, hint="the file must hold torchvision's own parameters") from error
+
+
 def weights_digest(backbone: torch.nn.Module) -> str:
     """sha256 over names, shapes and values of all parameters: what the tokens were computed with, wherever it came from."""
     digest = hashlib.sha256()
@@ -93,7 +126,7 @@ def _from_file(spec: BackboneSpec) -> Backbone:
         ) from error
 
 
-def _checked_file(spec: AnyBackbone) -> tuple[Path, Mapping[str, Tensor]]:
+def _checked_file(spec: AnyWeights) -> tuple[Path, Mapping[str, Tensor]]:
     """The file and its state dict, once its content is what the run was planned with."""
     path = weights_path(spec)
     if spec.content is not None and (found := file_sha256(path)) != spec.content:
@@ -106,7 +139,7 @@ def _checked_file(spec: AnyBackbone) -> tuple[Path, Mapping[str, Tensor]]:
     return path, _read(path, spec)
 
 
-def _read(path: Path, spec: AnyBackbone) -> Mapping[str, Tensor]:
+def _read(path: Path, spec: AnyWeights) -> Mapping[str, Tensor]:
     place, expected = Place(file=str(path)), expected_file(spec)
     try:
         content: Any = (
@@ -144,10 +177,18 @@ def _pretrained_clip(spec: ClipSpec) -> Mapping[str, Tensor]:
         raise _not_here(spec, error) from error
 
 
-def _not_here(spec: AnyBackbone, error: Exception) -> DataError:
+def _pretrained_trunk(spec: LpipsSpec) -> Mapping[str, Tensor]:
+    trunk = torchvision.models.get_model_weights(TRUNKS[spec.net])["IMAGENET1K_V1"]
+    try:
+        return dict(trunk.get_state_dict(progress=False, check_hash=True))
+    except Exception as error:  # as above
+        raise _not_here(spec, error) from error
+
+
+def _not_here(spec: AnyWeights, error: Exception) -> DataError:
     return DataError(
         f"pretrained weights of {titled(spec)} are not here and cannot be downloaded "
         f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
-        place=Place(file=str(cache_folder(os.environ))),
+        place=Place(file=str(torch_cache_folder(os.environ) if isinstance(spec, LpipsSpec) else cache_folder(os.environ))),
         hint=download_hint(spec),
     )

@@ -7,6 +7,7 @@ from typing import assert_never
 import torch
 from torch import nn
 
+from models.build_video import build_video_objective, build_video_slots
 from models.decoders import CocoAdaptive, FullResolution, Upsampling
 from models.dinosaur import Dinosaur, token_adapter
 from models.gate import Gate
@@ -16,6 +17,7 @@ from models.language_slots import LanguageSlots, TokenEncoder
 from models.objectives import Cosine, Covariance, Objective, ProjectionHead, Reconstruction
 from models.patch_mlp import PatchMlp
 from models.patch_transformer import PatchTransformer
+from models.perceptual import FrameLpips
 from models.random_masks import RandomMasks
 from models.semantic import LanguageSizes, Semantic
 from models.slot_attention import NORM_EPS, SlotAttention
@@ -37,6 +39,7 @@ from models.spec import (
 )
 from models.spec_base import FullResolutionDecoder, UpsamplingDecoder
 from models.spec_language import LanguageSlotsSpec, MlpText2Slot, NoText2Slot, SemanticObjective, TransformerText2Slot
+from models.spec_video import VideoObjective, VideoSlotsSpec
 from models.text2slot import SentenceDistribution, SentencePerSlot, SharedPrior, Text2Slot, WordsPerSlot
 
 TORCH_NORM_EPS = 1e-5
@@ -53,17 +56,26 @@ def build_model(spec: ModelSpec, *, generator: torch.Generator) -> SlotModel:
             return _dinosaur(spec, Weights(scheme=spec.init, generator=generator))
         case LanguageSlotsSpec():
             return _language_slots(spec, Weights(scheme="covloss", generator=generator))
+        case VideoSlotsSpec():
+            return build_video_slots(spec, generator=generator)
         case _:
             assert_never(spec)
 
 
 def build_objective(
-    spec: ObjectiveSpec, *, slot_size: int, num_slots: int, generator: torch.Generator, language: LanguageSizes | None = None
+    spec: ObjectiveSpec,
+    *,
+    slot_size: int,
+    num_slots: int,
+    generator: torch.Generator,
+    language: LanguageSizes | None = None,
+    video: VideoSlotsSpec | None = None,
+    lpips: FrameLpips | None = None,
 ) -> Objective:
     """The objective of a spec, with its heads (torch's default distributions) drawn from `generator` alone.
 
-    `language`: of a model that is told sentences. Raises ValueError when an identity projection's size differs from the slot
-    size, or a term needs `language` that is not there.
+    `language`: of a model that is told sentences; `video`, `lpips`: the model of clips, and the net of a perceptual term. Raises
+    ValueError when an identity projection's size differs from the slot size, or a term needs one of these that is not there.
     """
     match spec:
         case ReconstructionObjective():
@@ -75,6 +87,10 @@ def build_objective(
         case SemanticObjective():
             weights = Weights(scheme="covloss", generator=generator)
             return Semantic(spec, slot_size=slot_size, language=language, weights=weights)
+        case VideoObjective():
+            if video is None:
+                raise ValueError("objective.kind video is for models of clips")
+            return build_video_objective(spec, model=video, generator=generator, lpips=lpips)
         case _:
             assert_never(spec)
 

@@ -41,9 +41,11 @@ class FuturePrediction(nn.Module):
         predicted_BTKIHW: Tensor = self.last(hidden).float().unflatten(0, past_BTKIHW.shape[:3])
         return predicted_BTKIHW.softmax(dim=2) if past_BTKIHW.shape[3] == 1 else predicted_BTKIHW
 
-    def error(self, images_BTKIHW: Float[Tensor, "B T K I H W"]) -> Float[Tensor, ""]:
-        """Mean squared error of the predictions, over everything. Raises ValueError for clips of a single frame."""
+    def errors(self, images_BTKIHW: Float[Tensor, "B T K I H W"]) -> Float[Tensor, " B"]:
+        """Mean squared error of the predictions of each clip. Raises ValueError for clips of a single frame."""
         if images_BTKIHW.shape[1] < 2:
             raise ValueError("future prediction needs clips of two frames or more")
         target_BTKIHW = images_BTKIHW[:, 1:]
-        return F.mse_loss(self(images_BTKIHW), target_BTKIHW.detach() if self._detach_target else target_BTKIHW)
+        drawn_BTKIHW = target_BTKIHW.detach() if self._detach_target else target_BTKIHW
+        squares: Tensor = (self(images_BTKIHW) - drawn_BTKIHW).square()
+        return squares.flatten(1).mean(dim=1)

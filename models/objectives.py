@@ -7,9 +7,8 @@ Legend: B images, C = 3 colours, H x W pixels, K slots, D slot size, P projected
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -46,22 +45,24 @@ class SlotTerms:
     """Its parts by name, before any weight."""
 
 
-class Objective(nn.Module, ABC):
+class Objective(nn.Module):
     """A loss = mean of `reconstruction_B` and `image_terms(...).total_B`, + `slot_terms(...).total`; owns its heads.
 
-    Heads are used in training only.
+    Heads are used in training only. An output is that of the objective's models: `SlotOutput`, or `VideoOutput` of clips, where
+    a clip is what an image is elsewhere.
     """
 
     pools_batch: bool
     """Whether `slot_terms` must see the slots of the whole global batch; else it is a mean over images."""
 
     def reconstruction_B(  # noqa: N802  # the suffix is the shape
-        self, output: SlotOutput, targets: Float[Tensor, "B ..."]
+        self, output: Any, targets: Float[Tensor, "B ..."]
     ) -> Float[Tensor, " B"]:
         """Mean squared error of every image, over colours and pixels or over tokens and features."""
-        return (output.reconstruction.float() - targets.float()).square().flatten(1).mean(dim=1)
+        error: Tensor = (output.reconstruction.float() - targets.float()).square()
+        return error.flatten(1).mean(dim=1)
 
-    def image_terms(self, output: SlotOutput, inputs: Inputs) -> ImageTerms | None:
+    def image_terms(self, output: Any, inputs: Inputs) -> ImageTerms | None:
         """The extra loss of every image by itself; None when there is none."""
         return None
 
@@ -69,11 +70,11 @@ class Objective(nn.Module, ABC):
         """What `slot_terms` must be told of every image's sentence beside its slots, without gradient; None for nothing."""
         return None
 
-    @abstractmethod
     def slot_terms(
         self, slots_BKD: Float[Tensor, "B K D"], *, step: int, text_BT: Float[Tensor, "B T"] | None = None
     ) -> SlotTerms:
-        """The extra loss over all slots given, with the `pooled_text` of their images; `step` counts from 1."""
+        """The extra loss over all slots given, with the `pooled_text` of their images; `step` counts from 1. Here it is 0."""
+        return SlotTerms(total=slots_BKD.new_zeros((), dtype=torch.float32), parts={})
 
 
 class ProjectionHead(nn.Module):
@@ -139,12 +140,6 @@ class Reconstruction(Objective):
         return ImageTerms(
             total_B=sparsity_B, parts={"sparsity": sparsity_B, "kept_slots": kept_B, "keep_probability": probability_B}
         )
-
-    def slot_terms(
-        self, slots_BKD: Float[Tensor, "B K D"], *, step: int, text_BT: Float[Tensor, "B T"] | None = None
-    ) -> SlotTerms:
-        """Nothing is added."""
-        return SlotTerms(total=slots_BKD.new_zeros((), dtype=torch.float32), parts={})
 
 
 class Covariance(Objective):

@@ -3,7 +3,7 @@
 The package brings the weights of the linear heads; those of the trunk are torchvision's and are handed in. Features are
 computed once per frame, though a frame stands in two pairs.
 
-Legend: R rows (clips x slots), T frames, H x W pixels, C channels, h x w a feature map.
+Legend: B clips, R rows (clips x slots), K slots, T frames, H x W pixels, C channels, h x w a feature map.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import lpips  # type: ignore[import-untyped]  # ships neither stubs nor a marker
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -51,12 +50,14 @@ class FrameLpips(nn.Module):
 
     def forward(self, images_RT3HW: Float[Tensor, "R T 3 H W"]) -> Float[Tensor, "R T-1"]:
         """Distance of each image in [-1, 1] to the next; values beyond are clamped, as in the original."""
+        from lpips import normalize_tensor  # type: ignore[import-untyped]  # ships neither stubs nor a marker
+
         rows, frames = images_RT3HW.shape[:2]
         with torch.autocast(images_RT3HW.device.type, enabled=False):
             flat_M3HW = images_RT3HW.float().clamp(-1, 1).flatten(0, 1)
             maps = self.net.net(self.net.scaling_layer(flat_M3HW))
             distances = [
-                self._difference(lpips.normalize_tensor(map_MChw).view(rows, frames, *map_MChw.shape[1:]), head)
+                self._difference(normalize_tensor(map_MChw).view(rows, frames, *map_MChw.shape[1:]), head)
                 for map_MChw, head in zip(maps, self.net.lins, strict=True)
             ]
         return torch.stack(distances).sum(dim=0)
@@ -67,14 +68,14 @@ class FrameLpips(nn.Module):
         return weighed_M1hw.mean(dim=(1, 2, 3)).view(squares_RTChw.shape[:2])
 
 
-def slot_distance(
+def slot_distances(
     net: FrameLpips,
     reconstructions_BTK3HW: Float[Tensor, "B T K 3 H W"],
     masks_BTKHW: Float[Tensor, "B T K H W"],
     *,
     min_area: float,
-) -> Float[Tensor, ""]:
-    """Mean LPIPS between a slot's reconstructions in two frames, over clips, slots and pairs of frames.
+) -> Float[Tensor, " B"]:
+    """Mean LPIPS between a slot's reconstructions in two frames, over slots and pairs of frames of each clip.
 
     A slot whose mask holds less than `min_area` of the pixels in every frame of a clip counts with 0 and is not computed.
     Raises ValueError for clips of a single frame.
@@ -83,11 +84,14 @@ def slot_distance(
     if frames < 2:
         raise ValueError("the perceptual term needs clips of two frames or more")
     images_RT3HW = reconstructions_BTK3HW.transpose(1, 2).flatten(0, 1)
+    clip_R = torch.arange(clips, device=masks_BTKHW.device).repeat_interleave(slots)
     if min_area > 0:
         area_BTK = masks_BTKHW.detach().mean(dim=(3, 4))
-        images_RT3HW = images_RT3HW[(area_BTK >= min_area).any(dim=1).flatten()]
+        large_R = (area_BTK >= min_area).any(dim=1).flatten()
+        images_RT3HW, clip_R = images_RT3HW[large_R], clip_R[large_R]
     distances_RT: Tensor = net(images_RT3HW)
-    return distances_RT.sum() / (clips * slots * (frames - 1))
+    belongs_BR = torch.arange(clips, device=clip_R.device)[:, None] == clip_R
+    return torch.where(belongs_BR, distances_RT.sum(dim=1), 0.0).sum(dim=1) / (slots * (frames - 1))
 
 
 def build_lpips(spec: LpipsSpec, *, state: Mapping[str, Tensor] | None) -> FrameLpips:
@@ -101,6 +105,8 @@ def build_lpips(spec: LpipsSpec, *, state: Mapping[str, Tensor] | None) -> Frame
         LpipsError: there is a state dict where there should be none, or none where there should be; or it lacks parameters
             of the trunk, or has them in another shape.
     """
+    import lpips  # takes more than a second, and no other model needs it
+
     if (state is None) != (spec.weights == "random"):
         raise LpipsError(f"lpips {spec.net}: weights={spec.weights} and a state dict {'missing' if state is None else 'given'}")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

@@ -49,21 +49,21 @@ class ConditionedInputs(NamedTuple):
 
 
 Inputs = Tensor | ConditionedInputs
-"""What a slot model sees: images [B,3,H,W] in [0, 1], tokens [B,N,C], or tokens and a sentence."""
+"""What a slot model sees: images [B,3,H,W] in [0, 1], clips [B,T,3,H,W], tokens [B,N,C], or tokens and a sentence."""
 
 
 class SlotModel(nn.Module, ABC):
     """Base of the models: all noise comes in as an argument, drawn by the loop from counter-based keys."""
 
     noise_shape: tuple[int, int]
-    """Shape (K, Z) of one image's standard-normal noise: Z = D, and two values more for a gate.
+    """Shape (K, Z) of the standard-normal noise of one image, or of one frame of a clip: Z = D, and two values more for a gate.
 
     A gate turns its two columns z into Gumbel noise -log(-log(Phi(z))); equal columns (zeros) are no noise.
     """
 
     @abstractmethod
-    def forward(self, inputs: Any, noise_BKZ: Float[Tensor, "B K Z"]) -> SlotOutput:
-        """`inputs` are of the model's own kind: images [B,3,H,W] in [0, 1], tokens [B,N,C], or `ConditionedInputs`.
+    def forward(self, inputs: Any, noise: Float[Tensor, "B ..."]) -> Any:
+        """Inputs of the model's own kind, with noise of `noise_shape` per image: `SlotOutput`.
 
-        `noise_BKZ` is standard normal with `noise_shape`.
+        Of clips [B,T,3,H,W] in [0, 1], with noise per frame [B,T,K,Z]: `VideoOutput` (models.video_slots).
         """

@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from models.spec_base import DecoderSpec, FullResolutionDecoder, Spec, UpsamplingDecoder, added, location
 from models.spec_language import ClipSpec, LanguageSlotsSpec, SemanticObjective
+from models.spec_video import VideoObjective, VideoSlotsSpec
 
 
 class SlotAutoencoderSpec(Spec):
@@ -171,7 +172,9 @@ class UntrainedScoreSpec(Spec):
     num_slots: int = Field(default=5, ge=1)
 
 
-ModelSpec = Annotated[SlotAutoencoderSpec | UntrainedScoreSpec | DinosaurSpec | LanguageSlotsSpec, Field(discriminator="kind")]
+ModelSpec = Annotated[
+    SlotAutoencoderSpec | UntrainedScoreSpec | DinosaurSpec | LanguageSlotsSpec | VideoSlotsSpec, Field(discriminator="kind")
+]
 
 
 class ProjectionSpec(Spec):
@@ -214,5 +217,6 @@ class CosineObjective(Spec):
 
 
 ObjectiveSpec = Annotated[
-    ReconstructionObjective | CovarianceObjective | CosineObjective | SemanticObjective, Field(discriminator="kind")
+    ReconstructionObjective | CovarianceObjective | CosineObjective | SemanticObjective | VideoObjective,
+    Field(discriminator="kind"),
 ]

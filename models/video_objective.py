@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.future import FuturePrediction
-from models.objectives import SlotTerms
-from models.perceptual import FrameLpips, slot_distance
+from models.objectives import ImageTerms, Objective
+from models.perceptual import FrameLpips, slot_distances
+from models.slot_model import Inputs
 from models.spec_video import VideoObjective
 from models.video_slots import VideoOutput, signed, slot_reconstructions
 
 
-class VideoLoss(nn.Module):
-    """A loss = mean of `reconstruction_B` + `terms(...).total`; owns the predictors, used in training only."""
+class VideoLoss(Objective):
+    """Mean of `reconstruction_B` and `image_terms(...).total_B` over clips; owns the predictors, used in training only."""
 
     pools_batch = False
-    """Every term is a mean over clips."""
 
     def __init__(
         self,
@@ -40,23 +40,26 @@ class VideoLoss(nn.Module):
         self.lpips = lpips
 
     def reconstruction_B(  # noqa: N802  # the suffix is the shape
-        self, output: VideoOutput, clips_BT3HW: Float[Tensor, "B T 3 H W"]
+        self, output: VideoOutput, targets: Float[Tensor, "B T 3 H W"]
     ) -> Float[Tensor, " B"]:
-        """Mean squared error of every clip over frames, colours and pixels, in `signed` units; clips are in [0, 1]."""
-        return (output.reconstruction - signed(clips_BT3HW.float())).square().flatten(1).mean(dim=1)
+        """Mean squared error of every clip over frames, colours and pixels, in `signed` units; targets are clips in [0, 1]."""
+        return (output.reconstruction - signed(targets.float())).square().flatten(1).mean(dim=1)
 
-    def terms(self, output: VideoOutput) -> SlotTerms:
-        """The weighted extra loss. Raises ValueError for clips of a single frame when there is one."""
+    def image_terms(self, output: VideoOutput, inputs: Inputs) -> ImageTerms | None:
+        """The weighted extra loss of every clip, and its parts before their weights; None when no term has a weight.
+
+        Raises ValueError for clips of a single frame when there is one.
+        """
         parts: dict[str, Tensor] = {}
         if self.future_masks is not None:
-            parts["future_masks"] = self.future_masks.error(output.masks_BTKHW[:, :, :, None])
+            parts["future_masks"] = self.future_masks.errors(output.masks_BTKHW[:, :, :, None])
         if self.future_slots is not None or self.lpips is not None:
             shown_BTK3HW = slot_reconstructions(output)
             if self.future_slots is not None:
-                parts["future_slots"] = self.future_slots.error(shown_BTK3HW)
+                parts["future_slots"] = self.future_slots.errors(shown_BTK3HW)
             if self.lpips is not None:
-                parts["perceptual"] = slot_distance(self.lpips, shown_BTK3HW, output.masks_BTKHW, min_area=self.spec.min_area)
-        total = torch.zeros((), device=output.reconstruction.device)
-        for name, part in parts.items():
-            total = total + getattr(self.spec, name) * part
-        return SlotTerms(total=total, parts=parts)
+                parts["perceptual"] = slot_distances(self.lpips, shown_BTK3HW, output.masks_BTKHW, min_area=self.spec.min_area)
+        if not parts:
+            return None
+        total_B = torch.stack([getattr(self.spec, name) * part_B for name, part_B in parts.items()]).sum(dim=0)
+        return ImageTerms(total_B=total_B, parts=parts)

@@ -20,6 +20,7 @@ from models.initialisation import Weights
 from models.predictor import Predictor
 from models.slot_attention import SlotAttention
 from models.slot_autoencoder import ENCODER_KERNEL, ConvEncoder
+from models.slot_model import SlotModel
 
 WHITE = 1.0
 """In `signed` units: what the original lays a slot's reconstruction on."""
@@ -147,11 +148,9 @@ class FrameStart(nn.Module):
         return self.mu + self.log_sigma.exp() * noise.float()
 
 
-class VideoSlots(nn.Module):
+class VideoSlots(SlotModel):
     """Encoder, slot attention over the frames of a clip, a decoder per slot, alpha-blended into one image per frame."""
 
-    noise_shape: tuple[int, int]
-    """Shape (K, D) of one frame's standard-normal noise."""
     eval_noise_KD: Tensor
 
     def __init__(

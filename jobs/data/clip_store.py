@@ -1,13 +1,10 @@
-"""Owns what a `prepare` run leaves of clips: a manifest alone. Frames are drawn, or decoded from the user's files, on demand.
+"""Owns what a `prepare` run leaves of clips: a manifest alone (jobs.data.manifest_store). Frames are drawn or decoded on demand.
 
-    STORE/manifest.json    frames of each split, their side, the sentences' digest, the source; written last and atomically
-
-A run that reads the clips opens the source again and compares it with the manifest. Legend: B frames, S pixels of a side.
+Legend: B frames, S pixels of a side.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +13,12 @@ from typing import Any, Literal, assert_never
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from jobs.contract import write_atomically
 from jobs.data.clips import open_clips
 from jobs.data.clips_files import clips_content_hash
 from jobs.data.clips_frames import ClipData, Frames, UInt8
 from jobs.data.clips_texts import TextTable
-from jobs.data.errors import DataError, Place
-from jobs.data.store import MANIFEST, REBUILD_HINT, FileFacts, SplitName, read_manifest
+from jobs.data.manifest_store import check_planned, check_unchanged, commit
+from jobs.data.store import FileFacts, SplitName
 from jobs.data.toy_clevr import open_toy_clevr
 from jobs.data_spec import ClipsSpec, ToyClevrSpec
 
@@ -89,16 +85,8 @@ class ClipStore:
         Raises:
             DataError: no manifest; or the clips are not what they were then; or as `open_clips`.
         """
-        manifest = read_manifest(path / MANIFEST, ClipManifest)
         data = open_source(source)
-        found = clip_manifest(source, data)
-        if found != manifest:
-            raise DataError(
-                f"describes {manifest.counts['train']} + {manifest.counts['test']} frames, {manifest.sentences} sentences",
-                place=Place(file=str(path / MANIFEST)),
-                expected=f"{found.counts['train']} + {found.counts['test']} frames, {found.sentences} sentences, as today",
-                hint=f"put the clips back as they were, or {REBUILD_HINT}",
-            )
+        manifest = check_unchanged(path, clip_manifest(source, data), told=_told, what="clips")
         return cls(path=path, manifest=manifest, data=data)
 
     @property
@@ -146,19 +134,9 @@ def prepare_clips(source: ClipSource, output: Path, *, may_commit: Callable[[], 
     """
     if isinstance(source, ClipsSpec) and source.content is not None:
         folder = Path(source.path).expanduser()
-        if (found := clips_content_hash(folder)) != source.content:
-            raise DataError(
-                f"sha256 is {found}",
-                place=Place(file=str(folder)),
-                expected=f"{source.content}, as when the run was planned",
-                hint="clips were changed, added or removed since: put them back, or plan again",
-            )
-    manifest = clip_manifest(source, open_source(source))
-    path = output / MANIFEST
-    if path.exists() and read_manifest(path, ClipManifest) != manifest:
-        raise DataError("already holds a store of something else", place=Place(file=str(output)), hint="remove it")
-    if not may_commit():
-        return None
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
-    return manifest
+        check_planned(folder, source.content, found=clips_content_hash(folder), what="clips")
+    return commit(clip_manifest(source, open_source(source)), output, may_commit=may_commit)
+
+
+def _told(manifest: ClipManifest) -> str:
+    return f"{manifest.counts['train']} + {manifest.counts['test']} frames, {manifest.sentences} sentences"

@@ -38,6 +38,10 @@ class StepSampler:
         whole, rest = divmod(self.count, self.batch_size)
         return whole + (1 if rest and not self.drop_last else 0)
 
+    def epoch(self, step: int) -> int:
+        """Of the step that follows `step` finished ones, counted from 0."""
+        return step // self.steps_per_epoch
+
     def global_batch(self, step: int) -> np.ndarray:
         """Sample indices [B] of the step that follows `step` finished ones (B = batch_size, less at an epoch's end)."""
         epoch, position = divmod(step, self.steps_per_epoch)

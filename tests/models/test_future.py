@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from video_terms import FRAMES, built, objective, output_of, seeded, without_gradient
+from video_terms import FRAMES, built, objective, output_of, seeded, terms_of, without_gradient
 
 from models.future import FuturePrediction
 from models.initialisation import Weights
@@ -58,7 +58,7 @@ def test_that_the_error_is_that_of_every_slot_and_pair_of_frames_by_hand(image_c
             if image_channels == 1:
                 predicted = torch.softmax(predicted, dim=0)
             errors.append(((predicted - following) ** 2).mean())
-    torch.testing.assert_close(module.error(given), torch.stack(errors).mean(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(module.errors(given), torch.stack(errors).view(2, -1).mean(dim=1), atol=1e-6, rtol=1e-5)
 
 
 def test_that_predicted_masks_sum_to_one_over_slots() -> None:
@@ -71,7 +71,7 @@ def test_that_predicted_masks_sum_to_one_over_slots() -> None:
 def test_that_a_detached_target_gets_no_gradient_and_its_past_does(kind: str) -> None:
     for detach_target in (False, True):
         given = images(KINDS[kind], frames=2).requires_grad_(True)
-        predictor(KINDS[kind], detach_target=detach_target).error(given).backward()
+        predictor(KINDS[kind], detach_target=detach_target).errors(given).mean().backward()
         assert given.grad is not None
         assert [bool(frame.any()) for frame in given.grad.unbind(1)] == [True, not detach_target]
 
@@ -80,7 +80,7 @@ def test_that_a_detached_target_gets_no_gradient_and_its_past_does(kind: str) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_that_the_term_alone_reaches_slots_decoder_and_its_own_network(kind: str, detach_target: bool) -> None:
     model, loss = built(), objective(**{kind: 0.01, "detach_target": detach_target})
-    assert without_gradient(model, loss.terms(output_of(model)).total) == []
+    assert without_gradient(model, terms_of(loss, output_of(model)).total_B.mean()) == []
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in loss.parameters())
 
 
@@ -89,10 +89,12 @@ def test_that_masks_or_slot_reconstructions_are_what_is_predicted() -> None:
     masks, shown = objective(future_masks=0.5), objective(future_slots=0.5)
     assert masks.future_masks is not None
     assert shown.future_slots is not None
-    torch.testing.assert_close(masks.terms(output).total, 0.5 * masks.future_masks.error(output.masks_BTKHW[:, :, :, None]))
-    torch.testing.assert_close(shown.terms(output).total, 0.5 * shown.future_slots.error(slot_reconstructions(output)))
+    torch.testing.assert_close(
+        terms_of(masks, output).total_B, 0.5 * masks.future_masks.errors(output.masks_BTKHW[:, :, :, None])
+    )
+    torch.testing.assert_close(terms_of(shown, output).total_B, 0.5 * shown.future_slots.errors(slot_reconstructions(output)))
 
 
 def test_that_clips_of_one_frame_are_refused() -> None:
     with pytest.raises(ValueError, match="two frames or more"):
-        predictor(1).error(images(1, frames=1))
+        predictor(1).errors(images(1, frames=1))

@@ -15,9 +15,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from video_terms import FRAMES, built, frozen_lpips, objective, output_of, seeded, without_gradient
+from video_terms import FRAMES, built, frozen_lpips, objective, output_of, seeded, terms_of, without_gradient
 
-from models.perceptual import FrameLpips, LpipsError, build_lpips, slot_distance
+from models.perceptual import FrameLpips, LpipsError, build_lpips, slot_distances
 from models.spec_video import LpipsSpec
 from models.video_slots import slot_reconstructions
 
@@ -120,11 +120,11 @@ def test_that_the_net_is_frozen_in_eval_mode_and_out_of_checkpoints(frozen: Fram
 def test_that_the_term_alone_reaches_slots_and_decoder_and_nothing_of_the_net() -> None:
     model, loss = built(), objective(perceptual=0.01)
     assert loss.lpips is not None
-    assert without_gradient(model, loss.terms(output_of(model)).total) == []
+    assert without_gradient(model, terms_of(loss, output_of(model)).total_B.mean()) == []
     assert all(value.grad is None for value in loss.lpips.buffers())
 
 
-def test_that_the_term_is_the_mean_over_clips_slots_and_pairs_of_frames(frozen: FrameLpips) -> None:
+def test_that_the_term_is_the_mean_over_a_clips_slots_and_pairs_of_frames(frozen: FrameLpips) -> None:
     output, package = output_of(built()), the_package()
     shown = slot_reconstructions(output).detach()
     distances = [
@@ -133,8 +133,8 @@ def test_that_the_term_is_the_mean_over_clips_slots_and_pairs_of_frames(frozen: 
         for frame in range(FRAMES - 1)
         for slot in range(3)
     ]
-    found = slot_distance(frozen, shown, output.masks_BTKHW, min_area=0.0)
-    assert found.item() == pytest.approx(sum(distances) / len(distances), rel=1e-5)
+    found = slot_distances(frozen, shown, output.masks_BTKHW, min_area=0.0)
+    assert found.tolist() == pytest.approx(torch.tensor(distances).view(2, -1).mean(dim=1).tolist(), rel=1e-5)
 
 
 def test_that_slots_without_area_in_any_frame_count_with_zero_and_are_not_computed(frozen: FrameLpips) -> None:
@@ -144,12 +144,13 @@ def test_that_slots_without_area_in_any_frame_count_with_zero_and_are_not_comput
     masks[1, 2, 1] = 0.5  # seen in a single frame
     seen: list[int] = []
     handle = frozen.net.net.slice1.register_forward_hook(lambda module, given, output: seen.append(len(output)))
-    some = slot_distance(frozen, shown, masks, min_area=0.01)
+    some = slot_distances(frozen, shown, masks, min_area=0.01)
     handle.remove()
     assert seen == [3 * FRAMES]
-    rows = torch.stack([shown[0, :, 0], shown[1, :, 0], shown[1, :, 1]])
-    torch.testing.assert_close(some, frozen(rows).sum() / (2 * 3 * (FRAMES - 1)))
-    assert float(slot_distance(frozen, shown, torch.zeros_like(masks), min_area=0.01)) == 0
+    one, other = shown[:1, :, 0], torch.stack([shown[1, :, 0], shown[1, :, 1]])
+    expected = torch.stack([frozen(one).sum(), frozen(other).sum()]) / (3 * (FRAMES - 1))
+    torch.testing.assert_close(some, expected)
+    assert slot_distances(frozen, shown, torch.zeros_like(masks), min_area=0.01).tolist() == [0, 0]
 
 
 def test_that_building_leaves_the_global_random_state_alone_and_is_the_same_each_time(frozen: FrameLpips) -> None:
@@ -201,4 +202,4 @@ def test_that_it_computes_in_fp32_under_autocast(frozen: FrameLpips) -> None:
 
 def test_that_clips_of_one_frame_are_refused(frozen: FrameLpips) -> None:
     with pytest.raises(ValueError, match="two frames or more"):
-        slot_distance(frozen, torch.zeros(1, 1, 3, 3, 32, 32), torch.ones(1, 1, 3, 32, 32), min_area=0.0)
+        slot_distances(frozen, torch.zeros(1, 1, 3, 3, 32, 32), torch.ones(1, 1, 3, 32, 32), min_area=0.0)

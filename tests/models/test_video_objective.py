@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from video_terms import MODEL, batch, built, frozen_lpips, objective, output_of, seeded
+from video_terms import MODEL, batch, built, frozen_lpips, objective, output_of, seeded, terms_of
 
 from models.build_video import build_video_objective
 from models.spec_video import LpipsSpec, VideoObjective
@@ -24,15 +24,15 @@ def test_that_the_reconstruction_error_is_the_mean_square_per_clip_in_signed_uni
 
 def test_that_every_weight_counts_and_the_total_is_their_sum() -> None:
     output = output_of(built())
-    parts = {name: objective(**{name: 1.0}).terms(output).total for name in TERMS}
-    assert all(float(part.detach()) > 0 for part in parts.values())
+    parts = {name: terms_of(objective(**{name: 1.0}), output).total_B for name in TERMS}
+    assert all(part.shape == (2,) and bool((part > 0).all()) for part in parts.values())
     weights = {"future_masks": 0.5, "future_slots": 2.0, "perceptual": 3.0}
-    terms = objective(**weights).terms(output)
+    terms = terms_of(objective(**weights), output)
     assert list(terms.parts) == list(TERMS)
-    torch.testing.assert_close(terms.total, sum(weights[name] * terms.parts[name] for name in TERMS))
+    torch.testing.assert_close(terms.total_B, sum(weights[name] * terms.parts[name] for name in TERMS))
     torch.testing.assert_close(terms.parts["perceptual"], parts["perceptual"])
     for name in TERMS:
-        torch.testing.assert_close(objective(**{name: 0.25}).terms(output).total, 0.25 * parts[name])
+        torch.testing.assert_close(terms_of(objective(**{name: 0.25}), output).total_B, 0.25 * parts[name])
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -42,7 +42,8 @@ def test_that_the_term_moves_the_model_away_from_reconstruction_alone(name: str)
     for loss in (objective(), objective(**{name: 1.0})):
         model.zero_grad(set_to_none=True)
         output = model(clips, noise)
-        (loss.reconstruction_B(output, clips).mean() + loss.terms(output).total).backward()
+        terms, error_B = loss.image_terms(output, clips), loss.reconstruction_B(output, clips)
+        (error_B if terms is None else error_B + terms.total_B).mean().backward()
         gradients.append({key: value.grad for key, value in model.named_parameters()})
     alone, summed = gradients
     assert not [key for key in alone if torch.equal(alone[key], summed[key])]
@@ -53,7 +54,7 @@ def test_that_a_weight_of_zero_builds_and_computes_nothing(name: str) -> None:
     others = {other: 1.0 for other in TERMS if other != name}
     loss = objective(**{name: 0.0}, **others)
     assert getattr(loss, "lpips" if name == "perceptual" else name) is None
-    assert list(loss.terms(output_of(built())).parts) == list(others)
+    assert list(terms_of(loss, output_of(built())).parts) == list(others)
 
 
 def test_that_without_terms_nothing_is_added_built_or_drawn() -> None:
@@ -62,23 +63,20 @@ def test_that_without_terms_nothing_is_added_built_or_drawn() -> None:
     loss = build_video_objective(VideoObjective(), model=MODEL, generator=generator)
     assert torch.equal(generator.get_state(), before)
     assert list(loss.modules()) == [loss]
-    terms = loss.terms(output_of(built()))
-    assert terms.parts == {}
-    assert float(terms.total) == 0
-    assert not terms.total.requires_grad
-    assert float(loss.terms(output_of(built(), frames=1)).total) == 0
+    for frames in (1, 3):
+        assert loss.image_terms(output_of(built(), frames=frames), batch()[0]) is None
+    assert loss.slot_terms(torch.ones(2, 3, 8), step=1).parts == {}
 
 
-def test_that_the_terms_are_means_over_clips() -> None:
-    """So that parts of a batch, weighted by clips, add up to the batch."""
+def test_that_a_clips_terms_do_not_depend_on_the_others() -> None:
     loss, output = objective(future_masks=1.0, future_slots=1.0, perceptual=1.0), output_of(built(), clips=3)
 
     def rows(first: int, last: int) -> Any:
-        return loss.terms(output._replace(**{key: getattr(output, key)[first:last] for key in output._fields[:5]}))
+        return terms_of(loss, output._replace(**{key: getattr(output, key)[first:last] for key in output._fields[:5]}))
 
     whole, one, two = rows(0, 3), rows(0, 1), rows(1, 3)
     for name in TERMS:
-        torch.testing.assert_close((one.parts[name] + 2 * two.parts[name]) / 3, whole.parts[name], atol=1e-7, rtol=1e-5)
+        torch.testing.assert_close(torch.cat([one.parts[name], two.parts[name]]), whole.parts[name], atol=1e-7, rtol=1e-5)
     assert not VideoLoss.pools_batch
 
 
@@ -108,10 +106,10 @@ def test_that_the_net_of_the_perceptual_term_is_given_with_it_and_not_without() 
 
 def test_that_autocast_leaves_the_terms_close_and_finite() -> None:
     loss, model = objective(future_masks=1.0, future_slots=1.0, perceptual=1.0), built()
-    full = loss.terms(output_of(model)).parts
+    full = terms_of(loss, output_of(model)).parts
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = loss.terms(output_of(model))
-    low.total.backward()
+        low = terms_of(loss, output_of(model))
+    low.total_B.mean().backward()
     for name in TERMS:
         torch.testing.assert_close(low.parts[name], full[name], atol=0.02, rtol=0.1)
     assert all(parameter.grad is None or bool(parameter.grad.isfinite().all()) for parameter in model.parameters())

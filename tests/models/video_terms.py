@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.build_video import build_video_objective, build_video_slots
+from models.objectives import ImageTerms
 from models.perceptual import FrameLpips, build_lpips
 from models.spec_base import UpsamplingDecoder
 from models.spec_video import LpipsSpec, VideoObjective, VideoSlotsSpec
@@ -56,6 +57,13 @@ def batch(clips: int = 2, frames: int = FRAMES) -> tuple[Tensor, Tensor]:
 
 def output_of(model: VideoSlots, clips: int = 2, frames: int = FRAMES) -> VideoOutput:
     return model(*batch(clips, frames))
+
+
+def terms_of(loss: VideoLoss, output: VideoOutput) -> ImageTerms:
+    """The terms of an objective that has some."""
+    terms = loss.image_terms(output, batch()[0])
+    assert terms is not None
+    return terms
 
 
 def without_gradient(model: VideoSlots, loss: Tensor) -> list[str]:

@@ -226,7 +226,6 @@ def test_that_geometry_scales_with_the_resolution(scenes: VideoScenes, drawn: tu
     ("change", "message"),
     [
         ({"min_objects": 5, "max_objects": 4}, "min_objects 5 is larger than max_objects 4"),
-        ({"clip_frames": 6, "frame_step": 5}, "6 frames with frame_step 5 span 26, video_frames is 24"),
         ({"video_frames": 19, "crossings": 0.5}, "video_frames 19 is too short for crossings"),
         ({"min_objects": 2, "crossings": 0.5, "occluders": 0.5}, "min_objects 2 is too small"),
         ({"test": {"first": 9_999, "count": 10}}, "train and test share videos from 9999 on"),

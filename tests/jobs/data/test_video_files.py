@@ -299,7 +299,6 @@ def test_that_content_follows_names_and_sizes_and_not_the_place(folder: Path, tm
     ("change", "message"),
     [
         ({"path": " "}, "path is empty"),
-        ({"clip_frames": 31}, "31 frames with frame_step 1 span 31, video_frames is 30"),
         ({"max_objects": 255}, "less than or equal to 254"),
     ],
 )

@@ -200,7 +200,7 @@ def test_that_an_override_reaches_the_jobs_that_have_its_key(composer: Composer)
     [
         ("modle.num_slots=5", "did you mean `model.num_slots`?"),
         ("lr=1", "override matches nothing in `prepare`, `train`"),
-        ("objective=covarianse", "sparsity_paper, sparsity_released\n  hint: did you mean `covariance`?"),
+        ("objective=covarianse", "sparsity_paper, sparsity_released, video\n  hint: did you mean `covariance`?"),
         ("model/decoder=up", "unknown option of config group `model/decoder`"),
         ("seed=1,2", "has several values"),
         ("seed=[1", "cannot be read as an override"),
@@ -293,6 +293,13 @@ def test_that_there_is_one_primary_config_per_job_kind(composer: Composer) -> No
         ("train", ["experiment=language_slots", "objective=semantic_text"]),
         ("train", ["experiment=language_slots", "objective=semantic_names"]),
         ("train", ["experiment=language_slots", "miniature=language"]),
+        ("prepare", ["data=toy_video"]),
+        ("prepare", ["data=toy_video_mini"]),
+        ("prepare", ["data=toy_video_swap"]),
+        ("prepare", ["data=video_files"]),
+        ("train", ["experiment=video_slots"]),
+        ("train", ["experiment=video_slots", "model.recurrence={detach_every: 1, num_iterations: 3, predictor: null}"]),
+        ("train", ["experiment=video_slots", "miniature=video"]),
     ],
 )
 def test_that_every_config_names_every_field_of_its_spec(composer: Composer, job: str, overrides: list[str]) -> None:
