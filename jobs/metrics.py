@@ -11,7 +11,7 @@ NOISE_SD = "_noise_sd"
 """Suffix of a score's standard deviation over the evaluation's noise seeds."""
 
 SCORES: Mapping[str, str] = {
-    "eval/fg_ari": "adjusted Rand index over foreground pixels, mean over images",
+    "eval/fg_ari": "adjusted Rand index over foreground pixels, mean over images (of a video: over its frames, then videos)",
     "eval/ari": "adjusted Rand index over all pixels, mean over images",
     "eval/mbo": "mean best overlap: per object the best slot's IoU, mean over objects, then images",
     "eval/miou": "IoU under the best one-to-one matching of objects and slots",
@@ -32,7 +32,7 @@ SCORES: Mapping[str, str] = {
     "eval/ami": "adjusted mutual information over foreground pixels, mean over images",
     "eval/nmi": "normalised mutual information over foreground pixels, mean over images",
     "eval/kept_slots": "slots that a gate keeps, mean over images (all of them without a gate)",
-    "eval/mse": "mean squared reconstruction error",
+    "eval/mse": "mean squared reconstruction error (video models: of images in [-1, 1], as in training)",
     "eval/fg_ari_single_object": "fg_ari over the images with exactly one object (each scores 0 or 1)",
     "eval/fg_ari_multi_object": "fg_ari over the images with two objects or more",
     "eval/fg_ari_attention": "fg_ari of the masks that attention to CLIP's grid of tokens makes (language models)",
@@ -47,6 +47,18 @@ SCORES: Mapping[str, str] = {
     "eval/swap_masks": "half the L1 distance between the masks under the own and another scene's sentence (0: words are ignored)",
     "eval/swap_mse": "mse under another scene's sentence minus mse under the own",
     "eval/swap_named_iou": "named_iou of the own sentence's objects under another scene's sentence",
+    "eval/psnr": "peak signal-to-noise ratio of the reconstruction in dB, at most 100, mean over frames, then videos",
+    "eval/video_fg_ari": "fg_ari over the pixels of all frames of a video at once, mean over videos",
+    "eval/fg_ari_gap": "fg_ari by frame minus video_fg_ari: what slots that change their objects cost",
+    "eval/tube_miou": "IoU of masks over whole videos under the best one-to-one matching of objects and slots",
+    "eval/tube_mbo": "best overlap of each object's mask over the whole video with any slot's, mean over objects, then videos",
+    "eval/id_switches_per_100_frames": "matches with another slot than the object's last per 100 frames of an object, by video",
+    "eval/mota": "1 - (misses + false positives + switches) / objects (CLEAR-MOT), mean over videos",
+    "eval/motp": "mean IoU of matched objects and slots (CLEAR-MOT), mean over the videos with any",
+    "eval/idf1": "F1 of frames under one matching of objects and slots per video, mean over videos",
+    "eval/slots_used": "slots that own at least 1 % of a frame, mean over frames, then videos",
+    "eval/largest_share": "share of a frame that its largest slot owns, mean over frames, then videos",
+    "eval/mask_entropy": "entropy of the masks over log(slots), mean over pixels, frames, videos (0: hard masks)",
 }
 """Scores of an evaluation: each is a mean over noise seeds and has a `_noise_sd` companion."""
 
@@ -69,12 +81,16 @@ METRICS: Mapping[str, Mapping[str, str]] = {
         "train/text": "squared error of the sentence's feature as predicted from the slots, before its weight",
         "train/names": "cross-entropy of the named colours and shapes as predicted from the slots, before its weight, nats",
         "train/entropy": "entropy of the masks, mean over pixels, before its weight, nats",
+        "train/future_masks": "squared error of the next frame's masks as predicted from a frame's, before its weight (clips)",
+        "train/future_slots": "squared error of the next frame's slot reconstructions, likewise, before its weight",
+        "train/perceptual": "LPIPS between a slot's reconstructions in two frames, before its weight",
         "train/sparsity": "the weighted penalty on kept slots",
         "train/kept_slots": "slots that a gate keeps, mean over the batch",
         "train/keep_probability": "probability of keeping a slot before the gate's noise, mean over slots and batch",
         "train/learning_rate": "learning rate of the step",
         "train/grad_norm": "global gradient norm before clipping",
         "valid/fg_ari": "fg_ari on the validation images",
+        "valid/video_fg_ari": "fg_ari over all frames of a video at once, mean over the validation videos",
         "valid/mse": "mean squared reconstruction error on the validation images",
     },
     "evaluate": {
@@ -82,6 +98,8 @@ METRICS: Mapping[str, Mapping[str, str]] = {
         **{name + NOISE_SD: f"standard deviation over noise seeds of: {meaning}" for name, meaning in SCORES.items()},
         "eval/images": "number of images scored",
         "eval/images_without_objects": "number of images without an object under the protocol's masks",
+        "eval/videos": "number of videos scored",
+        "eval/videos_without_objects": "number of videos without an object in any frame",
     },
 }
 """job kind -> metric -> meaning."""

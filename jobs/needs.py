@@ -239,6 +239,8 @@ def _evaluation_problems(spec: EvaluateSpec, prepared: Any, embedded: Any, train
     gated = isinstance(trained.model, DinosaurSpec) and trained.model.gate is not None
     if spec.gate == "deterministic" and not gated:
         problems.append("gate=deterministic is for models with a gate (model.gate)")
+    if spec.noise != "fresh" and not isinstance(trained.model, VideoSlotsSpec):
+        problems.append(f"noise={spec.noise} is for model.kind video_slots, not {trained.model.kind}: leave it at fresh")
     if spec.protocol != "own" and isinstance(prepared, PrepareSpec):
         stored = prepared.data.protocols if isinstance(prepared.data, CocoSpec) else ()
         if spec.protocol not in stored:

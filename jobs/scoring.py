@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from jobs import grounding
+from jobs.films import Film
 from jobs.looks import Look, looks
 from jobs.protocols import LabelSet, ProtocolName, Truth, by_protocol, label_table, predicted_ids
 from jobs.randomness import standard_normal
@@ -30,12 +31,14 @@ OF_CLASSES = ("fg_ari", "mbo", "miou", "miou_gd", "corloc_mask", "recovery")
 
 @dataclass(kw_only=True)
 class Scored:
-    """Per-image scores [N] by name (NaN where an image does not define one), and the looks that were kept."""
+    """Scores [N] per image or video by name (NaN where one is not defined), and the pictures that were kept."""
 
     per_image: dict[str, np.ndarray]
     objects_N: np.ndarray
-    """Objects that an image shows under the protocol's masks; [0] when there are no masks."""
+    """Objects that an image (a video) shows under the protocol's masks; [0] when there are no masks."""
     kept: list[Look] = field(default_factory=list)
+    films: list[Film] = field(default_factory=list)
+    """Of videos, in place of looks."""
 
     def means(self) -> dict[str, float]:
         """As `mean_scores`."""

@@ -18,9 +18,9 @@ from running import attempt, outcome_of, said, train_config, train_run
 from jobs import evaluate as job
 from jobs.contract import Cause, ExitCode, RunDir, Status
 from jobs.data.store import ImageStore
-from jobs.evaluate import summarise
 from jobs.forks import make_run
 from jobs.metrics import METRICS
+from jobs.pieces import Progress, summarise
 from jobs.protocols import label_set
 from jobs.samples import ImageSamples
 from jobs.scoring import Scored, score_images
@@ -178,14 +178,14 @@ def test_that_an_evaluation_struck_within_a_noise_seed_scores_the_same(trained: 
 
 
 def test_that_progress_survives_a_checkpoint(tmp_path: Path) -> None:
-    progress = job.Progress()
+    progress = Progress()
     for first_seed in (True, False):
         piece = {"fg_ari": np.array([0.5, math.nan, 1 / 3]), "kept_slots": np.array([2.0, 1.0, 2.0])}
         progress.add(Scored(per_image=piece, objects_N=np.array([3, 0, 3])), first_seed=first_seed)
     progress.finish(7)
     progress.add(Scored(per_image=piece, objects_N=np.array([3, 0, 3])), first_seed=False)
     progress.save(tmp_path)
-    found = job.Progress.load(tmp_path)
+    found = Progress.load(tmp_path)
     assert found.per_seed == {"7": {"fg_ari": pytest.approx(5 / 12), "kept_slots": pytest.approx(5 / 3)}}
     assert (found.without_objects, found.kept) == (1, {(3, 2): 6, (0, 1): 3})
     np.testing.assert_array_equal(found.pieces[0]["fg_ari"], piece["fg_ari"])

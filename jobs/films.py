@@ -1,0 +1,149 @@
+"""Pictures of masks over time: a film (GIF) and a contact sheet (PNG) of image, true masks, predicted masks, reconstruction.
+
+A slot has one colour in all frames, an object too; true masks are left out where none are known. The colours of masks are exact
+in both files, those of images are reduced to PHOTO_COLOURS in the film.
+Legend: T frames, S pixels of the square's side, H x W pixels of a picture, 3 RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from jobs.panels import CAPTION, GAP, LEAST_SIDE, palette
+
+UInt8 = npt.NDArray[np.uint8]
+
+MASK_COLOURS = 63
+"""Of a film's 256; of more slots than these two share a colour."""
+PHOTO_COLOURS = 192
+WHITE = 255
+"""Number of the colour of gaps."""
+FILM_VIDEOS = 4
+"""More of them would make a large file."""
+SHEET_FRAMES = 8
+"""Frames of a video on the contact sheet, evenly spaced, the first and the last included."""
+FRAME_MS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """What is shown of one whole video."""
+
+    images_TSS3: UInt8
+    labels_TSS: UInt8 | None
+    """0 = background; None when the true masks are not known."""
+    slots_TSS: UInt8
+    """The slot that owns each pixel."""
+    reconstruction_TSS3: UInt8
+
+
+def draw_film(films: Sequence[Film]) -> list[Image.Image]:
+    """One picture with a palette per frame, of all videos below each other; these have one number of frames and one side."""
+    photos = [photo for film in films for photo in (film.images_TSS3, film.reconstruction_TSS3)]
+    common = _common_colours(photos)
+    rows = [np.concatenate([_padded(tile_THW) for tile_THW in _numbers(film, common)], axis=2) for film in films]
+    body_THW = np.concatenate(rows, axis=1)
+    colours = np.full((256, 3), 255, np.uint8)
+    colours[: len(common)] = common
+    colours[PHOTO_COLOURS : PHOTO_COLOURS + MASK_COLOURS] = palette(MASK_COLOURS)
+    frames = []
+    for number, body_HW in enumerate(body_THW):
+        caption_HW = _caption(f"frame {number} of {len(body_THW)}", body_HW.shape[1])
+        frame = Image.fromarray(np.concatenate([body_HW, caption_HW]), mode="P")
+        frame.putpalette(colours.tobytes())
+        frames.append(frame)
+    return frames
+
+
+def draw_sheet(films: Sequence[Film]) -> Image.Image:
+    """Four (without true masks three) rows for each video, some of its frames from left to right."""
+    rows = []
+    for film in films:
+        count = len(film.images_TSS3)
+        shown = np.unique(np.linspace(0, count - 1, min(count, SHEET_FRAMES)).round().astype(int))
+        colours = palette(MASK_COLOURS)
+        truth = [] if film.labels_TSS is None else [colours[_label_colour(film.labels_TSS[shown])]]
+        for strip_TSS3 in [
+            film.images_TSS3[shown],
+            *truth,
+            colours[_slot_colour(film.slots_TSS[shown])],
+            film.reconstruction_TSS3[shown],
+        ]:
+            rows.append(np.concatenate(list(_padded(_enlarged(strip_TSS3))), axis=1))
+    return Image.fromarray(np.concatenate(rows))
+
+
+def save_films(films: Sequence[Film], folder: Path) -> None:
+    """Write `masks.gif` and `masks.png`, each whole or absent; nothing when there are no videos."""
+    if not films:
+        return
+    folder.mkdir(exist_ok=True)
+    sheet, film = folder / ".masks.png", folder / ".masks.gif"
+    draw_sheet(films).save(sheet, format="PNG")
+    sheet.replace(folder / "masks.png")
+    first, *others = draw_film(films[:FILM_VIDEOS])
+    first.save(film, format="GIF", save_all=True, append_images=others, duration=FRAME_MS, loop=0, optimize=False)
+    film.replace(folder / "masks.gif")
+
+
+def _label_colour(labels: UInt8) -> UInt8:
+    """0, the background, is the palette's grey."""
+    return np.where(labels == 0, 0, 1 + (labels - 1) % (MASK_COLOURS - 1)).astype(np.uint8)
+
+
+def _slot_colour(slots: UInt8) -> UInt8:
+    return (1 + slots % (MASK_COLOURS - 1)).astype(np.uint8)
+
+
+def _common_colours(photos: Sequence[UInt8]) -> UInt8:
+    """At most PHOTO_COLOURS colours [n,3] for all these images, by median cut."""
+    tall = np.concatenate([photo.reshape(-1, *photo.shape[2:]) for photo in photos])
+    reduced = Image.fromarray(tall).quantize(PHOTO_COLOURS, Image.Quantize.MEDIANCUT)
+    colours = reduced.getpalette()
+    assert colours is not None  # it has just been made
+    used = int(np.asarray(reduced).max()) + 1
+    return np.array(colours[: 3 * used], np.uint8).reshape(-1, 3)
+
+
+def _reduced(images_TSS3: UInt8, common: UInt8) -> UInt8:
+    """Numbers [T,S,S] of the nearest of some colours."""
+    repeated = common[np.arange(256) % len(common)]  # Pillow looks at all 256, also at those that were not given
+    holder = Image.new("P", (1, 1))
+    holder.putpalette(repeated.tobytes())
+    tall = Image.fromarray(images_TSS3.reshape(-1, *images_TSS3.shape[2:]))
+    found = np.asarray(tall.quantize(palette=holder, dither=Image.Dither.NONE))
+    return (found % len(common)).reshape(images_TSS3.shape[:3]).astype(np.uint8)
+
+
+def _numbers(film: Film, common: UInt8) -> list[UInt8]:
+    """Numbers of colours [T,S,S] of each tile, from left to right, enlarged."""
+    truth = [] if film.labels_TSS is None else [PHOTO_COLOURS + _label_colour(film.labels_TSS)]
+    masks_TSS = PHOTO_COLOURS + _slot_colour(film.slots_TSS)
+    tiles = [_reduced(film.images_TSS3, common), *truth, masks_TSS, _reduced(film.reconstruction_TSS3, common)]
+    return [_enlarged(tile_TSS) for tile_TSS in tiles]
+
+
+def _enlarged(tiles_TSS: UInt8) -> UInt8:
+    """Small ones to at least LEAST_SIDE pixels a side (nearest neighbour)."""
+    scale = max(1, -(-LEAST_SIDE // tiles_TSS.shape[1]))
+    return tiles_TSS.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def _padded(tiles_THW: UInt8) -> UInt8:
+    """With white around each, as a number of a colour or as RGB."""
+    around = ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0))
+    return np.pad(tiles_THW, around[: tiles_THW.ndim], constant_values=WHITE)
+
+
+def _caption(text: str, width: int) -> UInt8:
+    """Which frame this is; it also keeps frames that show the same apart, which a GIF would otherwise merge."""
+    strip = Image.new("L", (width, CAPTION), 255)
+    ImageDraw.Draw(strip).text((GAP, 0), text, fill=0, font=ImageFont.load_default(CAPTION - 6))
+    dark = np.uint8(PHOTO_COLOURS)  # the background's grey
+    return np.where(np.asarray(strip) < 128, dark, np.uint8(WHITE))
