@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,11 +18,17 @@ from orchestrator.tables.render import Format, render
 from orchestrator.tracking.record import SweepRecord
 from orchestrator.workspace import Root
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def write_pictures(root: Root, record: SweepRecord, path: Path) -> None:
     """The contact sheet of the rows that have a panel by now."""
     from orchestrator.pictures import contact_sheet, row_panels
 
+    if record.table is not None and record.table.rows is None:
+        click.echo("no pictures: they are one per row, and a factorial table has none by design", err=True)
+        return
     panels = row_panels(root, record)
     if not panels:
         click.echo("no pictures yet: an `evaluate` run draws them", err=True)
@@ -35,19 +42,31 @@ def write_pictures(root: Root, record: SweepRecord, path: Path) -> None:
     click.echo(f"wrote {path}", err=True)
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path, option: str = "--plot") -> None:
     """Raises UserError for a file that no plot can be written to, before anything is asked of the tracker."""
     from orchestrator.tables.plot import SUFFIXES
 
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(Problem(what="is no format of a plot", where="--plot", value=str(path), allowed=", ".join(SUFFIXES)))
+        raise UserError(Problem(what="is no format of a plot", where=option, value=str(path), allowed=", ".join(SUFFIXES)))
 
 
 def write_plot(model: TableModel, path: Path) -> None:
     """The effects of the table as a dot plot."""
     from orchestrator.tables.plot import draw
 
-    figure = draw(model)
+    _save(draw(model), path)
+
+
+def write_curves(tracking_uri: str, record: SweepRecord, metric: str, path: Path) -> None:
+    """One metric over the steps, a line per row."""
+    from orchestrator.tables.curves import curves, draw, runs_with
+    from orchestrator.tracking.reader import read_histories
+
+    histories = read_histories(tracking_uri, record, runs_with(record, metric), metric)
+    _save(draw(record, curves(record, histories, metric), metric), path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     try:
         figure.savefig(path, dpi=160)
     except OSError as error:
@@ -63,17 +82,31 @@ def write_plot(model: TableModel, path: Path) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
 @click.option("--pictures", type=click.Path(path_type=Path, dir_okay=False), help="Also write a PNG with one mask panel per row.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the effects: .png, .pdf or .svg.")
+@click.option("--curves", type=click.Path(path_type=Path, dir_okay=False), help="Also draw --metric over the steps, by row.")
+@click.option("--metric", help="Of --curves: for example valid/fg_ari.")
 @click.option("--no-ship", is_flag=True, help="Only read what the tracker has already.")
 @click.pass_obj
 def command(
-    root: Path, sweep: str, style: str, output: Path | None, pictures: Path | None, plot: Path | None, no_ship: bool
+    root: Path,
+    sweep: str,
+    style: str,
+    output: Path | None,
+    pictures: Path | None,
+    plot: Path | None,
+    curves: Path | None,
+    metric: str | None,
+    no_ship: bool,
 ) -> None:
     """Print the table of SWEEP (its name or its file) with the paper's numbers beside ours."""
     from orchestrator.shipping import ship_sweeps
     from orchestrator.tracking.reader import read_sweep, read_values
 
-    if plot is not None:
-        check_plot(plot)
+    if (curves is None) != (metric is None):
+        hint = "for example `--curves curves.png --metric valid/fg_ari`"
+        raise UserError(Problem(what="go together", where="--curves, --metric", hint=hint))
+    for option, path in (("--plot", plot), ("--curves", curves)):
+        if path is not None:
+            check_plot(path, option)
     name = Path(sweep).stem if sweep.endswith((".yaml", ".yml")) else sweep
     uri = ""
     if Root(root.absolute()).store.exists():
@@ -101,6 +134,8 @@ def command(
         write_pictures(Root(root.absolute()), record, pictures)
     if plot is not None:
         write_plot(model, plot)
+    if curves is not None and metric is not None:
+        write_curves(uri, record, metric, curves)
     if output is None:
         click.echo(text, nl=not text.endswith("\n"))
         return

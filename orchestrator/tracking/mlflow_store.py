@@ -262,6 +262,12 @@ class MlflowTracker:
         with self._calls():
             return frozenset(int(point.step) for point in self._client.get_metric_history(tracker_run, name))
 
+    def history(self, tracker_run: str, name: str) -> tuple[tuple[int, float], ...]:
+        with self._calls():
+            points = self._client.get_metric_history(tracker_run, name)
+        found = {int(point.step): float(point.value) for point in sorted(points, key=lambda point: point.timestamp)}
+        return tuple(sorted(found.items()))
+
     def set_status(self, tracker_run: str, status: TrackerStatus, *, ended_ms: int | None) -> None:
         with self._calls():
             if ended_ms is None:

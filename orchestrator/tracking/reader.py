@@ -14,6 +14,8 @@ from orchestrator.tracking.tracker import KIND, SWEEP, SWEEP_FILE, SWEEP_KIND, R
 _LARGEST = 1.7976931348623157e308
 """MLflow's SQL store keeps an infinite value as the largest double."""
 _IDS_PER_REQUEST = 100
+History = tuple[tuple[int, float], ...]
+"""(step, value) of one metric of one run, by step."""
 
 
 def read_sweep(tracking_uri: str, name: str) -> SweepRecord:
@@ -60,6 +62,25 @@ def read_values(tracking_uri: str, record: SweepRecord, metrics: Iterable[str]) 
             found[run_of[tracked.id]] = {
                 metric: _finite_or_inf(tracked.metrics[key]) for metric, key in keys.items() if key in tracked.metrics
             }
+    return found
+
+
+def read_histories(tracking_uri: str, record: SweepRecord, runs: Iterable[str], metric: str) -> dict[str, History]:
+    """run id -> (step, value) by step, of some runs of a sweep; what the tracker lacks is left out.
+
+    Raises TrackerError when the tracker does not answer.
+    """
+    known = {run: record.runs[run].tracker_run for run in runs if run in record.runs and record.runs[run].tracker_run}
+    if not known:
+        return {}
+    tracker, found = _connect(tracking_uri), {}
+    for run, tracker_run in known.items():
+        try:
+            points = tracker.history(tracker_run, tracker_key(metric))
+        except RejectedError:  # deleted there
+            continue
+        if points:
+            found[run] = tuple((step, _finite_or_inf(value)) for step, value in points)
     return found
 
 

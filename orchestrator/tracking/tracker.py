@@ -84,6 +84,9 @@ class Tracker(Protocol):
     def steps_of(self, tracker_run: str, name: str) -> frozenset[int]:
         """Every step that the tracker holds of one metric."""
 
+    def history(self, tracker_run: str, name: str) -> tuple[tuple[int, float], ...]:
+        """(step, value) of every point that the tracker holds of one metric, by step; of a step held twice the later point."""
+
     def set_status(self, tracker_run: str, status: TrackerStatus, *, ended_ms: int | None) -> None:
         """The run's state; `ended_ms` for the states in `ENDED`."""
 

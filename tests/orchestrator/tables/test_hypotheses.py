@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from orchestrator.sweep.model import Axis, Claim, Hypothesis, Join, Option, Relation
+from orchestrator.sweep.model import Axis, Claim, Hypothesis, Join, Option, Relation, Value
 from orchestrator.tables.assemble import assemble
 from orchestrator.tables.hypotheses import HOW_TESTED, joined, verdict
 from orchestrator.tables.model import Estimate, Verdict
@@ -165,6 +165,12 @@ def test_that_a_claim_about_a_further_number_is_in_its_units_and_each_column_has
     (found,) = assemble(wide, kept).hypotheses
     assert found.verdicts == (NOT_TESTED, NOT_TESTED)
     assert found.footnotes[1].startswith("H1: kept slots: A higher than BASE by more than 5, Y: one pair")
+
+
+def test_that_of_a_metric_shown_twice_the_first_is_meant():
+    again = Value(metric="score", step="evaluate", scale=1, label="again")
+    (found,) = results({"base": [0.1, 0.2], "a": [0.3, 0.41]}, supposed(claim()), more=(again,))
+    assert found.claims[0].estimates[0].value == pytest.approx(20.5)
 
 
 def test_that_every_format_has_the_verdicts():

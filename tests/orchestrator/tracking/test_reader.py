@@ -8,13 +8,14 @@ import shutil
 import pytest
 
 from jobs.journal import END
+from orchestrator.cli.table import write_curves
 from orchestrator.errors import TrackerError, UserError
 from orchestrator.lifecycle import RunState
 from orchestrator.sweep.model import Axis, Option, Table, Value
 from orchestrator.tables.assemble import assemble, metrics_of
 from orchestrator.tables.layout import number
 from orchestrator.tracking.mlflow_store import default_uri
-from orchestrator.tracking.reader import read_sweep, read_values
+from orchestrator.tracking.reader import read_histories, read_sweep, read_values
 from orchestrator.tracking.record import CellEntry, SweepRecord, summary
 from orchestrator.tracking.shipper import ship
 
@@ -79,3 +80,15 @@ def test_that_infinite_and_missing_values_come_back_as_such(uri, root, make, mem
     values = read_values(uri, read_sweep(uri, "table1"), ["train/loss"])
     assert [values[run]["train/loss"] for run in ("r1", "r2")] == [math.inf, -math.inf]
     assert math.isnan(values["r3"]["train/loss"])
+
+
+def test_that_a_curve_has_every_point_that_was_shipped(uri, root, make, memory_cursors, tmp_path):
+    facts = [make.facts(f"r{i}") for i in range(3)]
+    for i, one in enumerate(facts[:2]):
+        make.steps(one.run_id, last=3 + i)
+    ship(uri, root, facts, memory_cursors, [record(facts)])
+    read = read_sweep(uri, "table1")
+    found = read_histories(uri, read, ["r0", "r1", "r2", "unknown"], "train/loss")
+    assert found == {f"r{i}": tuple((step, 1 / step) for step in range(1, 4 + i)) for i in range(2)}
+    write_curves(uri, read, "train/loss", tmp_path / "c.png")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
