@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,19 @@ def write_count_sweep(folder: Path, name: str, **values: Any) -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(COUNT.format(**(defaults | values)))
     return path
+
+
+def processes_of(runs: Collection[str]) -> list[int]:
+    """Every rank of these runs on this machine: `python -m jobs .../RUN`."""
+    found: list[int] = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"jobs" in command and command[-2].decode().rpartition("/")[2] in runs:
+            found.append(int(pid))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +100,36 @@ class Orch:
         """Until the run's journal has reached a step."""
         self.until(lambda: self.step(run_id) >= step, timeout_s, f"{run_id} did not reach step {step}")
 
+    def has_stepped(self, run_id: str, attempt: int) -> bool:
+        """Whether attempt number `attempt` (or a later one) has made a step of its own; fails the test when the run has failed."""
+        outcome = read_outcome(self.run_dir(run_id))
+        assert outcome is None or outcome.status is not Status.FAILED, f"{run_id} failed: {outcome}"
+        attempts = self.journal(run_id).attempts
+        return bool(attempts) and attempts[-1].attempt >= attempt and bool(attempts[-1].entries)
+
     def wait_for_attempt(self, run_id: str, number: int, timeout_s: float = 90.0) -> None:
         """Until attempt `number` has made a step of its own."""
+        self.until(lambda: self.has_stepped(run_id, number), timeout_s, f"{run_id} made no step in attempt {number}")
 
-        def stepped() -> bool:
-            outcome = read_outcome(self.run_dir(run_id))
-            assert outcome is None or outcome.status is not Status.FAILED, f"{run_id} failed: {outcome}"
-            attempts = self.journal(run_id).attempts
-            return bool(attempts) and attempts[-1].attempt >= number and bool(attempts[-1].entries)
+    def gather(self, runs: Collection[str], attempt: int, timeout_s: float = 300.0) -> None:
+        """Until all of them are at work in an attempt. Who is there first stands still (SIGSTOP), or it could end too soon."""
+        waiting, held = set(runs), list[int]()
 
-        self.until(stepped, timeout_s, f"{run_id} made no step in attempt {number}")
+        def arrived() -> bool:
+            for run in [run for run in waiting if self.has_stepped(run, attempt)]:
+                waiting.discard(run)
+                for pid in processes_of([run]):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGSTOP)
+                        held.append(pid)
+            return not waiting
+
+        try:
+            self.until(arrived, timeout_s, f"no step in attempt {attempt}", lambda: str(sorted(waiting)))
+        finally:
+            for pid in held:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def wait_for_state(self, what: str, states: Sequence[str], timeout_s: float = 90.0) -> dict[str, dict[str, Any]]:
         """Until every run of a sweep is in one of `states`, by `orch status`."""

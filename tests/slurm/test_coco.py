@@ -55,8 +55,7 @@ def of_kind(orch: Orch, kind: str) -> dict[str, dict[str, Any]]:
 
 def strike(orch: Orch, runs: Collection[str]) -> None:
     """Evict the first of them, in the middle of its work, and see all of them go on."""
-    for run in runs:
-        orch.wait_for_attempt(run, 1, timeout_s=300)
+    orch.gather(runs, 1)
     orch.cluster.evict(orch.runs()[next(iter(runs))]["job"])
     for run in runs:
         orch.wait_for_attempt(run, 2, timeout_s=300)

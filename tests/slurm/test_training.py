@@ -12,7 +12,7 @@ import pytest
 from jobs.compare import differences
 from jobs.contract import read_attempts
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.orch import Orch, series
+from tests.slurm.orch import Orch, processes_of, series
 
 pytestmark = pytest.mark.slurm
 
@@ -54,21 +54,16 @@ def training_runs(orch: Orch) -> dict[str, dict[str, str]]:
 
 
 def evict_all(orch: Orch, runs: Mapping[str, Mapping[str, str]], attempt: int) -> None:
-    """One high-priority job takes both nodes; every run that was training makes a step in its next attempt."""
+    """One high-priority job takes both nodes while every run is at work in this attempt."""
+    orch.gather(runs, attempt)
     orch.cluster.evict(next(iter(runs.values()))["job"])
-    for run in runs:
-        orch.wait_for_attempt(run, attempt, timeout_s=300)
 
 
-def kill_all(orch: Orch, runs: Mapping[str, Mapping[str, str]]) -> None:
-    """SIGKILL to every rank of every run: no notice, no outcome."""
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"jobs" in command and command[-2].decode().rpartition("/")[2] in runs:
-            os.kill(int(pid), signal.SIGKILL)
+def kill_all(orch: Orch, runs: Mapping[str, Mapping[str, str]], attempt: int) -> None:
+    """SIGKILL to every rank of every run, at work in this attempt: no notice, no outcome."""
+    orch.gather(runs, attempt)
+    for pid in processes_of(runs):
+        os.kill(pid, signal.SIGKILL)
 
 
 def assert_equal_to_untouched(orch: Orch, calm: Orch) -> None:
@@ -88,11 +83,9 @@ def test_that_evicted_and_killed_runs_equal_untouched_ones(slurm_cluster: SlurmC
     struck("submit", sweep)
     runs = training_runs(struck)
     assert len(runs) == 3 * len(SEEDS)
-    for run in runs:
-        struck.wait_for_attempt(run, 1, timeout_s=300)
+    evict_all(struck, runs, 1)
     evict_all(struck, runs, 2)
-    evict_all(struck, runs, 3)
-    kill_all(struck, runs)
+    kill_all(struck, runs, 3)
     struck.until(
         lambda: all(one["state"] in ("lost", "failed") for one in training_runs(struck).values()),
         120,
@@ -137,8 +130,7 @@ def test_that_three_ranks_resume_exactly_too(slurm_cluster: SlurmCluster, tmp_pa
     only = ("--only", "method=covloss")
     struck("submit", sweep, *only)
     (run,) = training_runs(struck)
-    struck.wait_for_attempt(run, 1, timeout_s=200)
-    evict_all(struck, training_runs(struck), 2)
+    evict_all(struck, training_runs(struck), 1)
     struck.wait_for_state("methods", ["done"], timeout_s=300)
     calm("submit", sweep, *only)
     calm.wait_for_state("methods", ["done"], timeout_s=300)
