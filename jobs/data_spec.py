@@ -212,6 +212,8 @@ class VideoFilesSpec(Spec):
     """Frames are resized (bicubic, short side) and cropped in the centre."""
     video_frames: int = Field(default=24, ge=1)
     """Frames of a whole video: a longer one is cut off there, a shorter one is an error."""
+    max_videos: int | None = Field(default=None, ge=1)
+    """Only the first so many videos of each split: for trials."""
     max_objects: int = Field(default=23, ge=1, le=254)
     """Largest number that a mask may hold; the default is that of SAVi's MOVi settings."""
 

@@ -79,14 +79,23 @@ def draw_sheet(films: Sequence[Film]) -> Image.Image:
     return Image.fromarray(np.concatenate(rows))
 
 
+def save_sheet(films: Sequence[Film], path: Path) -> None:
+    """Write a contact sheet (PNG), whole or absent; nothing when there are no videos."""
+    if not films:
+        return
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    draw_sheet(films).save(temporary, format="PNG")
+    temporary.replace(path)
+
+
 def save_films(films: Sequence[Film], folder: Path) -> None:
     """Write `masks.gif` and `masks.png`, each whole or absent; nothing when there are no videos."""
     if not films:
         return
     folder.mkdir(exist_ok=True)
-    sheet, film = folder / ".masks.png", folder / ".masks.gif"
-    draw_sheet(films).save(sheet, format="PNG")
-    sheet.replace(folder / "masks.png")
+    save_sheet(films, folder / "masks.png")
+    film = folder / ".masks.gif"
     first, *others = draw_film(films[:FILM_VIDEOS])
     first.save(film, format="GIF", save_all=True, append_images=others, duration=FRAME_MS, loop=0, optimize=False)
     film.replace(folder / "masks.gif")

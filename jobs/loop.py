@@ -7,14 +7,17 @@ import math
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from jobs import environment, panels, scoring
+from jobs import environment, films, panels, scoring
 from jobs.attempt import Run
 from jobs.batches import Batch, StepDataset, step_batches
 from jobs.checkpoint import Checkpoint
 from jobs.data.clip_store import ClipStore
+from jobs.data.coco_store import CocoStore
 from jobs.data.sampler import StepSampler
+from jobs.data.store import ImageStore
 from jobs.data.video_store import VideoStore
 from jobs.distributed import Group, leave_together
 from jobs.gradients import step_gradients
@@ -22,13 +25,18 @@ from jobs.inputs import Store, images_of, needed_run, open_samples
 from jobs.optimizer import learning_rate
 from jobs.protocols import label_set
 from jobs.samples import Samples
+from jobs.scoring import Scored
+from jobs.scoring_video import NoiseSource, score_videos
 from jobs.spec import TrainSpec, WarmStartSpec
 from jobs.state import WEIGHTS, TrainState, loss_parts
 from jobs.warm_start import read_weights, warm_start
 from jobs.watchdog import Watchdog
+from models.video_slots import VideoSlots
 
 log = logging.getLogger("jobs")
 
+VALIDATED = ("fg_ari", "video_fg_ari", "mse")
+"""Scores of the short look at held-out images or videos."""
 CLIP_STRIDE = 13
 """Of clips the short look sees every 13th frame: neighbours resemble each other, and 13 visits all places of a clip's 34."""
 
@@ -196,26 +204,50 @@ class Training:
         self._saved_step, self._saved_at = self.state.step, time.monotonic()
 
     def _validate(self) -> None:
-        """A short look at held-out images, on rank 0: the others meet it again at their next collective."""
-        if self.run.journal is None or isinstance(self.store, VideoStore):
+        """A short look at held-out images or videos, on rank 0: the others meet it again at their next collective."""
+        if self.run.journal is None:
             return
+        look = self.spec.validation
+        scored = self._look_at_videos(self.store) if isinstance(self.store, VideoStore) else self._look_at_images(self.store)
+        means = scored.means()
+        seen = {f"valid/{name}": means[name] for name in VALIDATED if not math.isnan(means.get(name, math.nan))}
+        self.run.journal.metrics(self.state.step, seen)
+        if self.state.step // look.every_steps % look.panel_every == 0:
+            picture = self.run.run_dir.artifacts / f"panel-{self.state.step:010d}.png"
+            panels.save_panel(scored.kept, picture)
+            films.save_sheet(scored.films, picture)
+        self.watchdog.beat()
+
+    def _look_at_videos(self, store: VideoStore) -> Scored:
+        """Whole videos, every frame with noise of its own."""
+        look, videos = self.spec.validation, store.videos("test")
+        model = self.state.model
+        assert isinstance(model, VideoSlots)
+        frames = 1 if self.spec.clip is None else self.spec.clip.frames
+        return score_videos(
+            model,
+            videos,
+            np.arange(min(look.images, videos.count)),
+            noise=NoiseSource("fresh", model.eval_noise_KD),
+            noise_seed=look.noise_seed,
+            batch_size=self.spec.batch_size,
+            chunk=frames,
+            device=self.group.device,
+            keep=look.panel_images,
+        )
+
+    def _look_at_images(self, store: ImageStore | CocoStore | ClipStore) -> Scored:
         look = self.spec.validation
         if self._held_out is None:
             self._held_out = open_samples(self.run, self.spec, self.store, "test", self.group.device, like=self.samples)
-        scored = scoring.score_images(
+        return scoring.score_images(
             self.state.model,
             self._held_out,
-            label_set(self.store, "own", every=CLIP_STRIDE if isinstance(self.store, ClipStore) else 1),
+            label_set(store, "own", every=CLIP_STRIDE if isinstance(store, ClipStore) else 1),
             count=look.images,
             noise_seed=look.noise_seed,
             batch_size=self.spec.batch_size,
             device=self.group.device,
-            pictures_NHWC=images_of(self.store, "test"),
+            pictures_NHWC=images_of(store, "test"),
             keep=look.panel_images,
         )
-        means = scored.means()
-        seen = {f"valid/{name}": means[name] for name in ("fg_ari", "mse") if not math.isnan(means.get(name, math.nan))}
-        self.run.journal.metrics(self.state.step, seen)
-        if self.state.step // look.every_steps % look.panel_every == 0:
-            panels.save_panel(scored.kept, self.run.run_dir.artifacts / f"panel-{self.state.step:010d}.png")
-        self.watchdog.beat()

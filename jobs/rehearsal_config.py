@@ -14,12 +14,15 @@ SPARE = 8
 VALIDATION = 16
 CLIPS = 2
 """On disk; 34 frames each."""
+VIDEOS = 3
+"""Drawn ones, whole, to be scored."""
 
 
 def shorten(config: Mapping[str, Any], *, batch_size: int) -> dict[str, Any]:
     """The same configuration, as little work as exercises everything: three steps, two batches of data, one noise seed.
 
-    A COCO folder keeps its first images; features are made of those, in several shards.
+    A COCO folder keeps its first images; features are made of those, in several shards. Videos and training clips keep their
+    number of frames.
     """
     short = json.loads(json.dumps(dict(config)))
     short["runtime"] = dict(short.get("runtime", {})) | {"checkpoint_every_steps": 1, "log_every": 1}
@@ -46,9 +49,14 @@ def _less_data(data: dict[str, Any], *, batch_size: int) -> dict[str, Any]:
             if data["generator"] is not None:
                 data["generator"][made] = min(data["generator"][made], most)
         return data
+    if data["kind"] == "video_files":
+        data["max_videos"] = min(data["max_videos"] or 2 * batch_size, 2 * batch_size)
+        return data
     if data["kind"] == "clips":
         data["max_clips"] = min(data["max_clips"] or CLIPS, CLIPS)
         return data
+    if data["kind"] == "toy_video":
+        validation = VIDEOS
     if data["kind"] == "toy_clevr":
         batch_size, validation = -(-batch_size // FRAMES), 1
     for split, most in (("train", 2 * batch_size), ("test", validation)):

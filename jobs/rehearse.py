@@ -183,7 +183,7 @@ def rehearse(folder: Path, chain: Mapping[str, Any], measured: dict[tuple[str, .
             break
         if step["kind"] == "train" and not found.get("reused"):
             sources = [step["needs"].get(kind, "") for kind in ("prepare", "embed")]
-            key = (*sources, str(step["config"]["batch_size"]), str(step["config"].get("flip")))
+            key = (*sources, str(step["config"]["batch_size"]), str(step["config"].get("flip")), str(step["config"].get("clip")))
             if key not in measured:
                 measured[key] = loader_rates(folder, RunDir(folder / step["id"]))
             found["loader"] = measured[key]

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import jobs
 from jobs.data.errors import DataError
-from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec
+from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, VideoFilesSpec
 from jobs.environment import fingerprint
 from jobs.spec import CountSpec, EmbedSpec, FrozenRun, PrepareSpec, TrainSpec
 from models.spec import AnyBackbone, BackboneSpec
 from models.spec_language import ClipSpec
+from models.spec_video import LpipsSpec, VideoObjective
 from orchestrator import workspace
 from orchestrator.errors import Problem, UserError
 from orchestrator.lifecycle import RESUMABLE, RunState
@@ -34,6 +35,8 @@ def checkout() -> Path:
     return Path(jobs.__file__).resolve().parent.parent
 
 
+Folder = CocoSpec | ClipsSpec | VideoFilesSpec
+"""Data that are folders of the user's."""
 COCO_HINT = (
     "a folder with train2017/, val2017/ and annotations/instances_{train,val}2017.json (README, COCO); "
     "without it `data=coco_mini` makes a miniature"
@@ -42,6 +45,12 @@ CLIPS_HINT = (
     "a folder with scenes/, images/, train_annos.json and val_annos.json (jobs/data/README.md, clips); "
     "without it `data=toy_clevr` draws clips of its own"
 )
+VIDEOS_HINT = (
+    "a folder with train/ and test/, or with MOVi's shards and data.format=movi (jobs/data/README.md, videos); "
+    "without it `data=toy_video` draws videos of its own"
+)
+FOLDER_HINTS = {"coco": COCO_HINT, "clips": CLIPS_HINT, "video_files": VIDEOS_HINT}
+"""By kind of data set: what must be a folder."""
 WEIGHTS_HINT = (
     "give the file that holds the backbone's parameters, "
     "or take weights=pretrained (timm's or open_clip's download) with path=null"
@@ -49,30 +58,29 @@ WEIGHTS_HINT = (
 
 
 def content_of(kind: str, path: str) -> str:
-    """sha256 of a data file, of a COCO folder's annotations, or of a weights file, after checking that it is what it should be.
+    """sha256 of a data file, a folder of data, or a weights file, after checking that it is what it should be.
 
-    Raises UserError.
+    `kind`: of data set, with a format that it may have behind a space; or `WEIGHTS`. Raises UserError.
     """
     from jobs.data.source import check_source, content_hash
 
     place = Path(path)
-    if kind == "coco" and not place.is_dir():
-        raise UserError(Problem(what="no such folder" if not place.exists() else "is not a folder", value=path, hint=COCO_HINT))
-    if kind == "clips" and not place.is_dir():
-        raise UserError(Problem(what="no such folder" if not place.exists() else "is not a folder", value=path, hint=CLIPS_HINT))
+    hint = FOLDER_HINTS.get(kind.partition(" ")[0])
+    if hint is not None and not place.is_dir():
+        raise UserError(Problem(what="no such folder" if not place.exists() else "is not a folder", value=path, hint=hint))
     if kind == WEIGHTS and not place.is_file():
         what = "no such file of weights" if not place.exists() else "is not a file of weights"
         raise UserError(Problem(what=what, value=path, hint=WEIGHTS_HINT))
     try:
         if kind == "mdsprites":
             check_source(MultiDSpritesSpec(path=path, generator=None))
-        return content_hash(place, clips=kind == "clips")
+        return content_hash(place, kind=kind)
     except DataError as error:
         raise UserError(Problem(what=str(error), value=path)) from error
 
 
 def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
-    """Look at the COCO folders and backbones of runs that are not done yet; returns warnings, line by line.
+    """Look at the folders of data and the frozen weights of runs that are not done yet; returns warnings, line by line.
 
     A folder's lists are read and one image of each split is decoded: some seconds for the original.
     Raises UserError with every folder and weights file that cannot be used.
@@ -82,14 +90,14 @@ def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
 
     problems: list[Problem] = []
     warnings: dict[str, None] = {}
-    looked_at: set[CocoSpec | ClipsSpec | AnyBackbone] = set()
+    looked_at: set[Folder | AnyBackbone | LpipsSpec] = set()
     for run in made.runs.values():
         for key, spec in _inputs(run):
             if spec in looked_at or (run.known is not None and run.known.state is RunState.DONE):
                 continue
             looked_at.add(spec)
             try:
-                if isinstance(spec, CocoSpec | ClipsSpec):
+                if isinstance(spec, Folder):
                     check_source(spec)
                     continue
                 found = check_weights(spec, environ)
@@ -104,15 +112,17 @@ def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
     return list(warnings)
 
 
-def _inputs(run: PlannedRun) -> Iterator[tuple[str, CocoSpec | ClipsSpec | AnyBackbone]]:
-    """The folder of COCO or of clips, or the backbone that a run reads, and the key of the configuration that names it."""
+def _inputs(run: PlannedRun) -> Iterator[tuple[str, Folder | AnyBackbone | LpipsSpec]]:
+    """The folder of data, the backbone or the LPIPS net that a run reads, and the key of the configuration that names it."""
     match run.spec:
-        case PrepareSpec(data=CocoSpec() | ClipsSpec() as data):
+        case PrepareSpec(data=CocoSpec() | ClipsSpec() | VideoFilesSpec() as data):
             yield "data.path", data
         case EmbedSpec(backbone=backbone):
             yield "backbone", backbone
         case TrainSpec(online=BackboneSpec() | ClipSpec() as online):
             yield "online", online
+        case TrainSpec(objective=VideoObjective(lpips=lpips, perceptual=weight)) if weight > 0:
+            yield "objective.lpips", lpips
 
 
 def make_plan(path: Path, store: Store | None, *, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> Plan:
@@ -199,6 +209,8 @@ def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool)
         tree = workspace.freeze(root, run.id, frozen.model_dump(mode="json"), tree=snapshot.tree)
         if run.known is not None and run.known.state in RESUMABLE | {RunState.PLANNED}:
             workspace.refreeze_config(root, run.id, run.spec.model_dump(mode="json"))
+        elif run.known is not None and run.known.state is RunState.DONE:
+            workspace.refreeze_places(root, run.id, run.spec.model_dump(mode="json"))
         rows.append(
             RunRecord(
                 id=run.id,

@@ -64,7 +64,7 @@ class MoviVideos:
 
     @property
     def count(self) -> int:
-        """Records of all shards."""
+        """Records of all shards, or as many as the specification takes."""
         return len(self.records)
 
     @property
@@ -125,7 +125,7 @@ def open_movi(spec: VideoFilesSpec, split: SplitName) -> MoviVideos:
         DataError: no shards, a missing one, or one that is no uncompressed TFRecord file.
     """
     records = [record for shard in movi_shards(Path(spec.path).expanduser(), split) for record in _records(shard)]
-    return MoviVideos(spec=spec, records=tuple(records))
+    return MoviVideos(spec=spec, records=tuple(records)[: spec.max_videos])
 
 
 def movi_shards(folder: Path, split: SplitName) -> tuple[Path, ...]:

@@ -27,10 +27,10 @@ AT_ONCE = 64
 def draw_videos(scenes: VideoScenes, frames_NT: Int64, *, resolution: int) -> tuple[UInt8, UInt8]:
     """Images [N, T, S, S, 3] and masks [N, T, S, S] of the wanted frames of each video.
 
-    Masks hold 0 for the background, k for the k-th object (counted from 1), number + 1 for an occluder.
+    No videos make none. Masks hold 0 for the background, k for the k-th object (counted from 1), number + 1 for an occluder.
     """
     videos, frames = frames_NT.shape
-    centers_BK2 = scenes.centers(frames_NT).reshape(videos * frames, -1, 2)
+    centers_BK2 = scenes.centers(frames_NT).reshape(videos * frames, scenes.color_NK.shape[1], 2)
     video_B = np.repeat(np.arange(videos), frames)
     images_BSS3 = np.empty((len(video_B), resolution, resolution, 3), np.uint8)
     labels_BSS = np.zeros((len(video_B), resolution, resolution), np.uint8)

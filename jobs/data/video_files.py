@@ -10,14 +10,14 @@ With format `movi` the folder holds TFRecord shards instead (jobs.data.movi). Vi
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from jobs.data.clips_files import IMAGES, MASKS, frame_files, list_folder, media_names
 from jobs.data.errors import DataError, Place
-from jobs.data.movi import MoviVideos, movi_shards, open_movi
+from jobs.data.movi import movi_shards, open_movi
 from jobs.data.store import SPLITS, SplitName
 from jobs.data.video import Int64, VideoBatch, VideoData, Videos, check_numbers
 from jobs.data.video_media import fitted, read_frames, read_masks
@@ -39,7 +39,7 @@ class VideoFiles:
 
     @property
     def count(self) -> int:
-        """How many videos were found."""
+        """How many videos were found, or as many as the specification takes."""
         return len(self.media)
 
     @property
@@ -136,11 +136,14 @@ def _facts(path: Path) -> str:
 
 
 def _split(spec: VideoFilesSpec, split: SplitName) -> Videos:
-    videos: VideoFiles | MoviVideos = open_movi(spec, split) if spec.format == "movi" else _listed(spec, split)
-    return videos
+    if spec.format == "movi":
+        return open_movi(spec, split)
+    found, taken = _listed(spec, split), slice(spec.max_videos)
+    return replace(found, media=found.media[taken], masks=None if found.masks is None else found.masks[taken])
 
 
 def _listed(spec: VideoFilesSpec, split: SplitName) -> VideoFiles:
+    """All that are there, also for trials: what the hash is of."""
     folder = Path(spec.path).expanduser() / split
     if not (folder / IMAGES).is_dir():
         raise DataError("no such folder", place=Place(file=str(folder / IMAGES)), expected=LAYOUT, hint=LAYOUT_HINT)

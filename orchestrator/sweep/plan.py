@@ -22,7 +22,7 @@ from orchestrator.sweep.resources import merged
 
 SHOWN_PROBLEMS = 50
 WEIGHTS = "weights"
-"""What `content` is told of a file of weights; of data it is told the kind of data set."""
+"""What `content` is told of a file of weights; of data it is told the kind of data set and its format, if it has one."""
 Content = Callable[[str, str], str]
 
 
@@ -117,7 +117,7 @@ def plan(
 ) -> Plan:
     """Resolve every cell into runs.
 
-    `content`: (kind of data set, or `WEIGHTS`; path) -> sha256 of what is there; raises UserError when it is missing.
+    `content`: (kind of data set with its format, or `WEIGHTS`; path) -> sha256 of what is there; UserError when it is missing.
     `existing`: run id -> what the store knows, or None.
     Raises UserError with all distinct problems, each with the cells that have it.
     """
@@ -272,10 +272,12 @@ class _Planning:
         A job starts in its run directory, where a path relative to the user's would lead nowhere.
         """
         problems: list[Problem] = []
-        for name in ("data", "backbone", "online"):
-            part = config.get(name)
+        objective = config.get("objective")
+        parts = {name: config.get(name) for name in ("data", "backbone", "online")}
+        parts["objective.lpips"] = objective.get("lpips") if isinstance(objective, dict) else None
+        for name, part in parts.items():
             if isinstance(part, dict) and isinstance(part.get("path"), str):
-                kind = str(part.get("kind")) if name == "data" else WEIGHTS
+                kind = " ".join(str(part[key]) for key in ("kind", "format") if key in part) if name == "data" else WEIGHTS
                 problems += self._fill_one(part, kind, f"{self.sweep.path}: {step.name}: {name}")
         return tuple(problems)
 

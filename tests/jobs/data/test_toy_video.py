@@ -240,3 +240,10 @@ def test_that_drawing_needs_neither_torch_nor_a_video_library() -> None:
     script = "import jobs.data.toy_video, sys\nprint([name for name in ('torch', 'av', 'PIL', 'mlflow') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]"]
+
+
+def test_that_no_videos_make_empty_arrays() -> None:
+    batch = open_toy_video(SMALL).train.read(np.zeros(0, np.int64), np.zeros((0, 6), np.int64))
+    assert batch.images_BTSS3.shape == (0, 6, 64, 64, 3)
+    assert batch.labels_BTSS is not None
+    assert batch.labels_BTSS.shape == (0, 6, 64, 64)
