@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.metrics import METRICS
 from orchestrator.errors import Problem, UserError
+from orchestrator.sweep.document import did_you_mean, listed
 from orchestrator.tracking.record import CellEntry, SweepRecord
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 MOST_TOGETHER = 10
 """Lines in one panel: as many as there are colours."""
 PANELS_ACROSS = 5
+MOST_DOTS = 20
+"""Points of a line up to which each is marked."""
 PANEL_INCHES = (6.4, 4.4)
 SMALL_INCHES = (2.5, 1.9)
 LEGEND_INCHES_PER_LETTER = 0.075
@@ -87,8 +90,15 @@ def _lines(record: SweepRecord, metric: str) -> Iterator[_Line]:
     kinds = {summary.kind for summary in record.runs.values()}
     known = [name for kind in METRICS for name in METRICS[kind] if kind in kinds]
     if metric not in known:
-        allowed = ", ".join(known) or "none: nothing was submitted yet"
-        raise UserError(Problem(what="no run of this sweep writes this metric", where="--metric", value=metric, allowed=allowed))
+        raise UserError(
+            Problem(
+                what="no run of this sweep writes this metric",
+                where="--metric",
+                value=metric,
+                allowed=listed(known) or "none: nothing was submitted yet",
+                hint=did_you_mean(metric, known),
+            )
+        )
     grouped: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     columns = {"": ""} if table.columns is None else {k: one.label or k for k, one in record.axes[table.columns].options.items()}
     for column, column_label in columns.items():
@@ -162,7 +172,8 @@ def draw(record: SweepRecord, found: Mapping[str, Sequence[Curve]], metric: str)
 
 
 def _plot(axes: Axes, curve: Curve, colour: str) -> Any:
-    (handle,) = axes.plot(curve.steps, curve.mean, color=colour, linewidth=1.5, zorder=3)
+    marker = "" if len(curve.steps) > MOST_DOTS else "."  # a single point has no line
+    (handle,) = axes.plot(curve.steps, curve.mean, color=colour, marker=marker, linewidth=1.5, zorder=3)
     low = [mean - sd for mean, sd in zip(curve.mean, curve.sd, strict=True)]
     high = [mean + sd for mean, sd in zip(curve.mean, curve.sd, strict=True)]
     axes.fill_between(curve.steps, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)

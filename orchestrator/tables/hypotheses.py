@@ -51,7 +51,7 @@ def _tested(hypothesis: Hypothesis, table: _Shown) -> HypothesisResult:
         level=level,
         claims=claims,
         verdicts=tuple(joined([claim.verdicts[j] for claim in claims], hypothesis.join) for j in range(len(table.columns))),
-        footnotes=tuple(_footnotes(hypothesis.name, claims, table.columns)),
+        footnotes=tuple(dict.fromkeys(_footnotes(hypothesis.name, claims, table.columns))),
     )
 
 
@@ -65,9 +65,10 @@ def _claim(claim: Claim, table: _Shown, level: float) -> ClaimResult:
         estimates = tuple(Estimate(note=f"no cell of {absent} was submitted") for _ in table.columns)
     else:
         pairs: list[tuple[TableCell, TableCell]] = list(zip(block.cells[left], block.cells[right], strict=True))
-        estimates = tuple(paired(mine, theirs, level=level, names=names) for mine, theirs in pairs)
+        estimates = tuple(paired(mine, theirs, level=level, names=("left", "right")) for mine, theirs in pairs)
     return ClaimResult(
         text=f"{block.label}: {names[0]} {_relation(claim.relation)} {names[1]}{_margin(claim)}",
+        compared=f"{names[0]} against {names[1]}",
         metric=claim.metric,
         digits=block.digits,
         estimates=estimates,
@@ -131,7 +132,7 @@ def _footnotes(name: str, claims: Sequence[ClaimResult], columns: Sequence[Headi
     """Which runs are missing, and where."""
     for claim in claims:
         for column, one in zip(columns, claim.estimates, strict=True):
-            where = f"{claim.text}, {column.label}" if column.label else claim.text
+            where = ", ".join(part for part in (claim.compared, column.label) if part)
             note = one.note or ("the sweep has no such runs" if one.value is None else "")
             if note:
                 yield f"{name}: {where}: {note}"

@@ -157,6 +157,8 @@ class ClaimResult:
     """One claim and its paired differences, left minus right."""
 
     text: str
+    compared: str
+    """`left against right`, by their labels."""
     metric: str
     digits: int
     estimates: tuple[Estimate, ...]

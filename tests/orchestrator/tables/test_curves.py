@@ -92,6 +92,7 @@ def test_that_columns_are_panels_and_a_line_lies_where_its_points_are():
     drawn = [[(list(line.get_xdata()), list(line.get_ydata())) for line in panel.lines] for panel in panels]
     assert drawn[0] == [([10, 20], [0.1, 0.2]), ([10], [0.3])]
     assert drawn[1][0] == ([10], [0.4])
+    assert panels[0].lines[1].get_marker() == "."  # else a single point would not be seen
     assert panels[0].lines[0].get_color() == panels[1].lines[0].get_color()  # one row, one colour
 
 
@@ -110,7 +111,7 @@ def test_that_what_cannot_be_drawn_is_the_users_to_mend():
     record = trained({"a": "a"})
     with pytest.raises(UserError, match="no run of this sweep writes this metric") as told:
         runs_with(record, "valid/fgari")
-    assert METRIC in told.value.problems[0].allowed
+    assert told.value.problems[0].hint == f"did you mean `{METRIC}`?"
     with pytest.raises(UserError, match="no point of valid/fg_ari yet"):
         draw(record, curves(record, {}, METRIC), METRIC)
     with pytest.raises(UserError, match="declares no table"):

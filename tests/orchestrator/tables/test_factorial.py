@@ -138,6 +138,17 @@ def test_that_without_repeated_runs_the_rest_is_the_noise_and_the_table_says_so(
     assert any("no cell has two runs, so intervals take" in note for note in model.blocks[0].effects.footnotes)
 
 
+def test_that_a_few_repeated_runs_do_not_decide_all_intervals() -> None:
+    numbers = grid(lambda *signs: 0.0, seeds=1, noise=1.0, factors=4)
+    once = estimates(crossed(numbers, factors=("a", "b", "c", "d")))["a"]
+    numbers["0000-1"] = numbers["0000-0"]  # a lucky pair: the spread of repeated runs alone would be 0
+    model = crossed(numbers, factors=("a", "b", "c", "d"))
+    twice = estimates(model)["a"]
+    assert (once.dof, twice.dof) == (5, 6)
+    assert twice.se > 0.05
+    assert any("few cells have two runs" in note for note in model.blocks[0].effects.footnotes)
+
+
 def test_that_with_nothing_left_over_effects_have_no_interval():
     numbers = {"00-0": 1.0, "01-0": 2.0, "10-0": 4.0, "11-0": 7.0}
     model = crossed(numbers, factors=("a", "b"))

@@ -123,18 +123,17 @@ ALL = (
 def test_that_runs_that_are_missing_are_named_under_the_verdict():
     found = results(TABLE, *ALL)
     assert [one.verdicts[0] for one in found] == [REFUTED, SUPPORTED, NOT_TESTED, NOT_TESTED]
-    assert found[2].footnotes == (
-        "H3: Score: B lower than BASE: 1 of 3 pairs (B lacks seed=1, seed=2); one pair, so no interval",
-    )
-    assert found[3].footnotes == ("H4: Score: GONE higher than BASE: GONE is cited, not run",)
+    assert found[2].footnotes == ("H3: B against BASE: 1 of 3 pairs (left lacks seed=1, seed=2); one pair, so no interval",)
+    assert found[3].footnotes == ("H4: GONE against BASE: left is cited, not run",)
     assert found[0].footnotes == ()
 
 
 def test_that_seeds_missing_from_a_tested_claim_are_named_too():
-    (found,) = results({"base": [0.1, 0.2, 0.3], "a": [0.4, 0.52, None]}, supposed(claim()))
+    twice = supposed(claim(), claim("different"))  # both lack the same run: said once
+    (found,) = results({"base": [0.1, 0.2, 0.3], "a": [0.4, 0.52, None]}, twice)
     assert (found.verdicts, found.footnotes) == (
         (SUPPORTED,),
-        ("H1: Score: A higher than BASE: 2 of 3 pairs (A lacks seed=2)",),
+        ("H1: A against BASE: 2 of 3 pairs (left lacks seed=2)",),
     )
 
 
@@ -143,7 +142,7 @@ def test_that_a_row_that_was_not_submitted_leaves_its_hypotheses_untested():
     partial = replace(record, cells=tuple(one for one in record.cells if one.coordinates["row"] != "a"))
     (found,) = assemble(partial, scores(TABLE)).hypotheses
     assert found.verdicts == (NOT_TESTED,)
-    assert found.footnotes == ("H1: Score: A higher than BASE: no cell of A was submitted",)
+    assert found.footnotes == ("H1: A against BASE: no cell of A was submitted",)
 
 
 def test_that_a_claim_about_a_further_number_is_in_its_units_and_each_column_has_its_verdict():
@@ -164,7 +163,7 @@ def test_that_a_claim_about_a_further_number_is_in_its_units_and_each_column_has
     )
     (found,) = assemble(wide, kept).hypotheses
     assert found.verdicts == (NOT_TESTED, NOT_TESTED)
-    assert found.footnotes[1].startswith("H1: kept slots: A higher than BASE by more than 5, Y: one pair")
+    assert found.footnotes[1].startswith("H1: A against BASE, Y: one pair")
 
 
 def test_that_of_a_metric_shown_twice_the_first_is_meant():
