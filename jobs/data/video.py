@@ -99,10 +99,6 @@ class ClipWindows:
         frames_BT: Int64 = np.array(drawn, np.int64)[:, None] + self.frame_step * np.arange(self.clip_frames)
         return frames_BT
 
-    def whole(self, count: int) -> Int64:
-        """Frame numbers [count, T'] of whole videos: 0, frame_step, 2 frame_step, ..."""
-        return np.tile(np.arange(0, self.video_frames, self.frame_step), (count, 1))
-
 
 def check_numbers(videos_B: Int64, frames_BT: Int64, *, count: int, video_frames: int) -> None:
     """Raise IndexError for a video outside [0, count) or a frame outside [0, video_frames)."""

@@ -12,9 +12,10 @@ import pytest
 
 from jobs.contract import Outcome, Status, write_outcome
 from jobs.data.coco_generator import write_miniature
-from jobs.data_spec import CocoGeneratorSpec
-from jobs.spec import AnyJob, EmbedSpec, TrainSpec
+from jobs.data_spec import CocoGeneratorSpec, VideoFilesSpec
+from jobs.spec import AnyJob, EmbedSpec, PrepareSpec, TrainSpec, WindowSpec
 from models.spec_language import ClipSpec, LanguageSlotsSpec
+from models.spec_video import LpipsSpec, VideoObjective, VideoSlotsSpec
 from orchestrator.errors import UserError
 from orchestrator.submission import check_inputs
 from orchestrator.workspace import Root
@@ -165,3 +166,30 @@ def test_that_clip_towers_are_looked_at_too(where: str, tmp_path: Path) -> None:
     absent = tmp_path / "absent.pt"
     with pytest.raises(UserError, match=r"absent\.pt"):
         check_inputs(plan_with(weights="file", path=str(absent)), environ)
+
+
+def test_that_an_lpips_net_is_looked_at_when_its_term_has_a_weight(tmp_path: Path) -> None:
+    def plan_with(weight: float, **lpips: Any) -> Any:
+        objective = VideoObjective(perceptual=weight, lpips=LpipsSpec(**lpips))
+        return plan_of(TrainSpec(model=VideoSlotsSpec(), objective=objective, clip=WindowSpec()))
+
+    environ = {"TORCH_HOME": str(tmp_path)}
+    assert check_inputs(plan_with(0.0), environ) == []
+    cache = tmp_path / "hub" / "checkpoints"
+    warnings = check_inputs(plan_with(1.0), environ)
+    assert warnings[0] == f"warning: LPIPS's trunk alexnet is not in {cache}: the job will try to download it"
+    assert "torchvision.models.alexnet(weights=" in warnings[1]
+    cache.mkdir(parents=True)
+    (cache / "alexnet-owt-7be5be79.pth").write_bytes(b"0")
+    assert check_inputs(plan_with(1.0), environ) == []
+    with pytest.raises(
+        UserError, match=r"(?s)absent\.pth: cannot be read.*objective\.lpips\.path must be a readable file"
+    ) as caught:
+        check_inputs(plan_with(1.0, weights="file", path=str(tmp_path / "absent.pth")), environ)
+    assert caught.value.problems[0].where == "words.yaml: one: objective.lpips"
+
+
+def test_that_folders_of_videos_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "train" / "images").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no videos"):
+        check_inputs(plan_of(PrepareSpec(data=VideoFilesSpec(path=str(tmp_path)))), {})

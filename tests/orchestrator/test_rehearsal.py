@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.data_spec import ClipsSpec, CocoGeneratorSpec, CocoSpec, RecordRange, ToyClevrSpec
+from jobs.data_spec import ClipsSpec, CocoGeneratorSpec, CocoSpec, RecordRange, ToyClevrSpec, ToyVideoSpec, VideoFilesSpec
 from jobs.spec import EmbedSpec, PrepareSpec, parse_job_spec
 from models.spec_language import ClipSpec
 from orchestrator.cli import dry_run, verify
@@ -58,6 +58,14 @@ def test_that_a_generated_data_set_is_made_smaller_too() -> None:
     short = dry_run_shorten(spec)
     assert (short["generator"]["train_images"], short["generator"]["val_images"]) == (12, 16)
     assert (short["max_train"], short["max_val"]) == (12, 5)
+
+
+def test_that_videos_are_made_fewer_and_not_shorter() -> None:
+    short = dry_run_shorten(PrepareSpec(data=ToyVideoSpec()))
+    assert short["train"] == {"first": 0, "count": 8}
+    assert short["test"] == {"first": 8, "count": 3}
+    assert short["video_frames"] == ToyVideoSpec().video_frames
+    assert dry_run_shorten(PrepareSpec(data=VideoFilesSpec(path="videos")))["max_videos"] == 8
 
 
 def dry_run_shorten(spec: PrepareSpec) -> dict[str, dict[str, int]]:

@@ -53,10 +53,6 @@ def test_that_a_clip_as_long_as_its_video_begins_at_0() -> None:
     assert whole.frames(9, np.arange(4)).tolist() == [[0, 1, 2, 3, 4, 5]] * 4
 
 
-def test_that_whole_videos_keep_the_step() -> None:
-    assert WINDOWS.whole(2).tolist() == [list(range(0, 24, 2))] * 2
-
-
 def test_that_a_clip_longer_than_its_video_is_refused() -> None:
     with pytest.raises(ValueError, match="6 frames, 5 apart, do not fit into 24"):
         ClipWindows(seed=0, video_frames=24, clip_frames=6, frame_step=5)

@@ -339,6 +339,34 @@ def test_that_weights_count_by_their_content_and_not_by_their_place(planned: Pla
     assert {run.config["online"]["content"] for run in trains} == {"e" * 64}
 
 
+VIDEO = """
+title: videos
+base: [experiment=video_slots, data=video_files, data.path=/here/videos]
+axes:
+  method: {v0: {label: V0, set: []}}
+pipeline:
+  prepare: {job: prepare}
+  train: {job: train, needs: [prepare]}
+table: {rows: method, value: {metric: train/loss, step: train}}
+"""
+
+
+def test_that_videos_and_an_lpips_net_count_by_their_content(planned: Planner) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def content(kind: str, path: str) -> str:
+        asked.append((kind, path))
+        return "e" * 64
+
+    settings = ["objective.perceptual=1", "objective.lpips.weights=file", "objective.lpips.path=/here/alex.pth"]
+    runs = planned(VIDEO, overrides=settings, content=content).runs
+    assert asked == [("video_files media", "/here/videos"), ("weights", "/here/alex.pth")]
+    settings[-1] = "objective.lpips.path=/there/alex.pth"
+    assert set(planned(VIDEO, overrides=[*settings, "data.path=/there/videos"], content=content).runs) == set(runs)
+    found = {run.kind: run.config for run in runs.values()}
+    assert (found["prepare"]["data"]["content"], found["train"]["objective"]["lpips"]["content"]) == ("e" * 64, "e" * 64)
+
+
 def test_that_missing_weights_and_a_missing_folder_are_both_named(planned: Planner, complaint: Complaint) -> None:
     wrong = ["data=coco", "data.path=/nowhere/coco", "backbone.weights=file", "backbone.path=/nowhere/w.pth"]
     said = complaint(lambda: planned(TWO_STAGES, overrides=wrong[:2], content=content_of))
