@@ -52,7 +52,8 @@ class StepDataset(Dataset[tuple[tuple[torch.Tensor, ...], torch.Tensor, int, int
     flip: bool = False
     """Mirror each sample with probability one half, as a function of (seed, step)."""
     shuffled: bool = False
-    """Tell each sample the sentence of the one before it in the global batch, whose order is random."""
+    """Tell each sample the sentence of the one before it in the global batch, whose order is random (a lone sample that of
+    the one half the data away)."""
 
     def __getitem__(self, step: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, int, int, int]:
         indices = self.sampler.global_batch(step)
@@ -61,9 +62,14 @@ class StepDataset(Dataset[tuple[tuple[torch.Tensor, ...], torch.Tensor, int, int
         mirrored = np.zeros(len(indices), dtype=np.bool_)
         if self.flip:
             mirrored = standard_normal((len(indices),), self.seed, "flip", step) < 0
-        told = np.roll(indices, 1)[rows] if self.shuffled else None
+        told = self._others(indices)[rows] if self.shuffled else None
         stored = self.samples.read(indices[rows], mirrored[rows], told, self.sampler.epoch(step))
         return stored, torch.from_numpy(noise_BKZ), rows.start, rows.stop, len(indices)
+
+    def _others(self, indices: np.ndarray) -> np.ndarray:
+        """For each sample of a global batch another one."""
+        count = self.samples.count
+        return np.roll(indices, 1) if len(indices) > 1 else (indices + max(1, count // 2)) % count
 
 
 def _in_worker(_: int) -> None:

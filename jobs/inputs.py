@@ -114,6 +114,9 @@ def _language_samples(
         texts.check(store.texts, embedded.backbone)
         if isinstance(model.text2slot, TransformerText2Slot):
             text_tokens = model.text2slot.text_tokens
+            longest = 0 if texts.tokens_SLT is None else texts.tokens_SLT.shape[1]
+            if longest > text_tokens:
+                raise Refused(f"model.text2slot.text_tokens is {text_tokens}, the longest sentence has {longest}")
     vision: Towers | StoredFeatures
     if isinstance(like, LanguageSamples) and not isinstance(like.vision, StoredFeatures):
         vision = like.vision

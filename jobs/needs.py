@@ -10,7 +10,7 @@ from jobs.data.clips_actions import FRAMES
 from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, ToyClevrSpec, ToyVideoSpec, VideoFilesSpec
 from jobs.spec import AnyJob, EmbedSpec, EvaluateSpec, PrepareSpec, TrainSpec
 from models.spec import AnyBackbone, BackboneSpec, CocoAdaptiveDecoder, DinosaurSpec, SlotAutoencoderSpec, UntrainedScoreSpec
-from models.spec_language import ClipSpec, LanguageSlotsSpec, NoText2Slot, TransformerText2Slot
+from models.spec_language import ClipSpec, LanguageSlotsSpec, NoText2Slot, SemanticObjective, TransformerText2Slot
 from models.spec_video import VideoSlotsSpec
 
 CLIP_KINDS = "kind `toy_clevr` or `clips`"
@@ -173,8 +173,10 @@ def _language_problems(spec: TrainSpec, model: LanguageSlotsSpec, embedded: Any)
     for name in ("tokens", "feature_size", "global_features"):
         if getattr(model, name) != getattr(towers, name):
             problems.append(f"model.{name} {getattr(model, name)} differs from the backbone's {getattr(towers, name)}")
+    goal = spec.objective
     told = not isinstance(model.text2slot, NoText2Slot)
-    if told and model.text_size != stored.text_size:
+    taught = isinstance(goal, SemanticObjective) and (goal.contrastive > 0 or goal.text > 0)
+    if (told or taught) and model.text_size != stored.text_size:
         problems.append(f"model.text_size {model.text_size} differs from the backbone's {stored.text_size}")
     if isinstance(model.text2slot, TransformerText2Slot) and embedded.text != "tokens":
         problems.append("text2slot=transformer needs the features of a sentence's tokens: an `embed` step with text=tokens")

@@ -81,7 +81,7 @@ class LanguageSlotsSpec(Spec):
     """Vision tokens per image: 1 with `global_features`, else a square number."""
     feature_size: int = Field(default=768, ge=1)
     text_size: int = Field(default=512, ge=1)
-    num_slots: int = Field(default=7, ge=1)
+    num_slots: int = Field(default=7, ge=1, le=256)
     num_iterations: int = Field(default=3, ge=1)
     slot_size: int = Field(default=64, ge=1)
     slot_mlp_size: int = Field(default=128, ge=1)
@@ -197,6 +197,12 @@ class ClipSpec(Spec):
     def _weights_have_a_source(self) -> ClipSpec:
         if (self.weights == "file") != (self.path is not None):
             raise ValueError("weights=file and path go together; for pretrained or random weights set path to null")
+        known = CLIP_SIZES.get(self.name.removesuffix("-quickgelu"))
+        if known is not None:
+            tokens, size = (1, known.pooled_size) if self.global_features else (known.tokens, known.feature_size)
+            for key, yields in (("tokens", tokens), ("feature_size", size), ("text_size", known.text_size)):
+                if getattr(self, key) != yields:
+                    raise ValueError(f"{key} {getattr(self, key)}: {self.name} yields {yields}; null takes it")
         if self.weights == "pretrained" and self.pretrained is None:
             raise ValueError("weights=pretrained needs open_clip's tag in `pretrained`, which is null")
         return self

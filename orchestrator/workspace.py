@@ -211,6 +211,22 @@ def refreeze_config(root: Root, run_id: str, config: Mapping[str, Any]) -> None:
         write_atomically(run_dir.spec, json.dumps(spec | {"config": dict(config)}, indent=1, sort_keys=True) + "\n")
 
 
+def refreeze_places(root: Root, run_id: str, config: Mapping[str, Any]) -> None:
+    """Tell a finished run where its data and weights lie now: later runs look there. Nothing else of its record changes."""
+    run_dir = root.run_dir(run_id)
+    spec = json.loads(run_dir.spec.read_text(encoding="utf-8"))
+    moved = _with_places(spec.get("config"), config)
+    if moved != spec.get("config"):
+        write_atomically(run_dir.spec, json.dumps(spec | {"config": moved}, indent=1, sort_keys=True) + "\n")
+
+
+def _with_places(old: Any, new: Any) -> Any:
+    """The old configuration with every `path` of the new one."""
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return old
+    return {key: new[key] if key == "path" and key in new else _with_places(value, new.get(key)) for key, value in old.items()}
+
+
 def refreeze_code(root: Root, run_id: str, snapshot: Snapshot) -> None:
     """Point an unfinished run at newer code, because the user said so."""
     run_dir = root.run_dir(run_id)

@@ -90,9 +90,9 @@ def list_folder(path: Path) -> list[Path]:
 
 
 def clips_content_hash(folder: Path) -> str:
-    """sha256, in hex, over both lists, every scene file that they name, and the names and bytes of the videos.
+    """sha256, in hex, over both lists, every scene file that they name, and the names and bytes of videos and masks.
 
-    Pixels are not read: of a video its size counts, of a folder of frames the names in it.
+    Pixels are not read: of a video and of a mask its size counts, of a folder of frames the names in it.
 
     Raises:
         DataError: a list, a scene file or a clip's images are missing or unreadable.
@@ -108,7 +108,8 @@ def clips_content_hash(folder: Path) -> str:
             found = media.get(str(clip))
             if found is None:
                 raise missing_media(folder, str(clip), path)
-            digest.update(f"{split} {name} {hashlib.sha256(text).hexdigest()} {_media_facts(found)}\n".encode())
+            facts = f"{_media_facts(found)} {_mask_facts(folder / MASKS / str(clip))}".rstrip()
+            digest.update(f"{split} {name} {hashlib.sha256(text).hexdigest()} {facts}\n".encode())
     return digest.hexdigest()
 
 
@@ -120,6 +121,11 @@ def missing_media(folder: Path, clip: str, scene: Path) -> DataError:
         expected=f"the clip that {scene} names as its image_filename ({', '.join(VIDEO_SUFFIXES)} or a folder of frames)",
         hint="copy the clip there, or take its scene out of the split's list",
     )
+
+
+def _mask_facts(folder: Path) -> str:
+    """Names and sizes of a clip's masks; nothing where it has none."""
+    return " ".join(f"{mask.name}:{mask.stat().st_size}" for mask in frame_files(folder)) if folder.is_dir() else ""
 
 
 def _media_facts(path: Path) -> str:

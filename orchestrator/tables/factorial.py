@@ -139,18 +139,23 @@ def _fit(factors: Sequence[Factor], points: Sequence[Point], full: int) -> _Fit:
 
 
 def _noise(filled: Sequence[Point], residual_R: Any, rank: int) -> tuple[float, int, str]:
-    """The sd of one run with its degrees of freedom, and in words where it comes from."""
+    """The sd of one run with its degrees of freedom, and in words where it comes from.
+
+    Repeated runs alone are asked once they have as many degrees of freedom as main effects and pairs leave over: a few would
+    give all intervals one bad guess in common.
+    """
     dof = sum(point.cell.n - 1 for point in filled)
-    if dof:
+    left = len(residual_R) - rank
+    if dof and dof >= left - dof:
         squares = sum(
             sum((sample.value - statistics.fmean(one.value for one in point.cell.samples)) ** 2 for sample in point.cell.samples)
             for point in filled
         )
         what = "intervals from the spread of repeated runs, pooled over cells"
         return math.sqrt(squares / dof), dof, f"{what} ({dof} degrees of freedom)"
-    left = len(residual_R) - rank
     if left:
-        what = "no cell has two runs, so intervals take what main effects and pairwise interactions leave over for noise"
+        few = "few cells have two runs" if dof else "no cell has two runs"
+        what = f"{few}, so intervals take what main effects and pairwise interactions leave over for noise"
         return math.sqrt(float(residual_R @ residual_R) / left), left, f"{what} ({left} degrees of freedom)"
     return math.nan, 0, "no cell has two runs and no cell is left over: effects without intervals"
 

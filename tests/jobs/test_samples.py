@@ -112,3 +112,24 @@ def test_that_workers_and_ranks_see_the_clips_of_their_step(workers: int, world_
         noise = torch.cat([part.noise_BKZ for part in parts])
         assert noise.shape == (len(videos), 4, 2, 5)
         assert torch.equal(noise, torch.from_numpy(standard_normal((len(videos), 4, 2, 5), 3, "slots", step)))
+
+
+def test_that_shuffled_sentences_are_always_another_samples() -> None:
+    class Counted:
+        count = 6
+
+    def others(*indices: int) -> list[int]:
+        sampler = StepSampler(count=6, batch_size=2, seed=0, drop_last=False)
+        dataset = StepDataset(
+            samples=Counted(),
+            sampler=sampler,
+            seed=0,
+            noise_shape=(1, 1),
+            rank=0,
+            world_size=1,
+            shuffled=True,  # type: ignore[arg-type]
+        )
+        return dataset._others(np.array(indices)).tolist()
+
+    assert others(4, 0, 2) == [2, 4, 0]
+    assert others(5) == [2]

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import workspace
 from orchestrator.errors import ClusterError, UserError
-from orchestrator.workspace import Root, discard, freeze, refreeze_code, snapshot_code, tree_hash
+from orchestrator.workspace import Root, discard, freeze, refreeze_code, refreeze_places, snapshot_code, tree_hash
 
 
 @pytest.fixture
@@ -147,3 +147,15 @@ def test_that_a_root_that_cannot_be_locked_is_read_only_and_not_a_crash(root: Ro
 def test_that_an_unwritable_root_is_the_users_error(path: str) -> None:
     with pytest.raises(UserError, match="the root cannot be written"):
         Root(Path(path)).create()
+
+
+def test_that_a_finished_run_learns_where_its_data_lie_now_and_nothing_else(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    spec_path = root.run_dir("prepare-1").spec
+    spec_path.parent.mkdir(parents=True)
+    old = {"kind": "prepare", "data": {"path": "/old", "content": "c0ffee"}, "runtime": {"workers": 2}}
+    spec_path.write_text(json.dumps({"id": "prepare-1", "config": old}))
+    moved = {"kind": "prepare", "data": {"path": "/new", "content": "c0ffee"}, "runtime": {"workers": 8}, "later": {"path": "/x"}}
+    refreeze_places(root, "prepare-1", moved)
+    found = json.loads(spec_path.read_text())
+    assert found == {"id": "prepare-1", "config": old | {"data": {"path": "/new", "content": "c0ffee"}}}

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):  # started as a script
@@ -260,6 +260,15 @@ class SlurmCluster:
         return seen[-1]
 
     # --- mischief -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def closed(self, partition: str = "low") -> Iterator[None]:
+        """Meanwhile jobs queue there and none starts: a short run would be over before a test has looked at it."""
+        self.run("scontrol", "update", f"PartitionName={partition}", "State=DOWN")
+        try:
+            yield
+        finally:
+            self.run("scontrol", "update", f"PartitionName={partition}", "State=UP")
 
     def evict(self, job: str, timeout_s: float = 90.0) -> None:
         """Let a high-priority job take all nodes; returns when the victim has left RUNNING and nothing blocks it."""

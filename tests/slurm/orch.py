@@ -101,7 +101,7 @@ class Orch:
         self.until(lambda: self.step(run_id) >= step, timeout_s, f"{run_id} did not reach step {step}")
 
     def has_stepped(self, run_id: str, attempt: int) -> bool:
-        """Whether attempt number `attempt` (or a later one) has made a step of its own; fails the test when the run has failed."""
+        """Whether this attempt or a later one has made a step of its own; fails the test when the run has failed."""
         outcome = read_outcome(self.run_dir(run_id))
         assert outcome is None or outcome.status is not Status.FAILED, f"{run_id} failed: {outcome}"
         attempts = self.journal(run_id).attempts

@@ -75,8 +75,9 @@ def test_that_adaslot_in_two_stages_survives_evictions_exactly(
     sweep = on_two_nodes("adaslot", tmp_path)
     struck, calm = (make_orch(slurm_cluster, tmp_path / name) for name in ("struck", "calm"))
     only = "method=stage1,method=paper,protocol=official,seed=0"
-    submit(struck, sweep, only, SMALL)
-    embed = of_kind(struck, "embed")
+    with slurm_cluster.closed():
+        submit(struck, sweep, only, SMALL)
+        embed = of_kind(struck, "embed")
     assert len(embed) == 1
     first, second = stages(struck)
     assert (len(first), len(second)) == (1, 1)
@@ -112,8 +113,9 @@ def test_that_table_3_shares_one_embed_run_and_survives_evictions(
     slurm_cluster: SlurmCluster, make_orch: Callable[[SlurmCluster, Path], Orch], tmp_path: Path
 ) -> None:
     orch = make_orch(slurm_cluster, tmp_path / "root")
-    submit(orch, on_two_nodes("table3", tmp_path), "seed=0", TABLE_3)
-    training = of_kind(orch, "train")
+    with slurm_cluster.closed():
+        submit(orch, on_two_nodes("table3", tmp_path), "seed=0", TABLE_3)
+        training = of_kind(orch, "train")
     assert (len(of_kind(orch, "prepare")), len(of_kind(orch, "embed")), len(training)) == (1, 1, 4)
     strike(orch, training)
     orch.wait_for_state("table3", ["done"], timeout_s=400)

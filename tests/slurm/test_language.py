@@ -31,8 +31,9 @@ def test_that_the_text2slot_sweep_survives_evictions_exactly(
     sweep = on_two_nodes("text2slot", tmp_path)
     struck, calm = (make_orch(slurm_cluster, tmp_path / name) for name in ("struck", "calm"))
     only = "method=base,method=no_text,method=shuffled,seed=0"
-    submit(struck, sweep, only, SMALL)
-    training = of_kind(struck, "train")
+    with slurm_cluster.closed():
+        submit(struck, sweep, only, SMALL)
+        training = of_kind(struck, "train")
     assert (len(of_kind(struck, "prepare")), len(of_kind(struck, "embed")), len(training)) == (1, 1, 3)
     strike(struck, training)
     struck.wait_for_state("text2slot", ["done"], timeout_s=600)

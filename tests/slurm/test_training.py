@@ -80,8 +80,9 @@ def test_that_evicted_and_killed_runs_equal_untouched_ones(slurm_cluster: SlurmC
     sweep = write(tmp_path, nodes=2, per_node=1, steps=STEPS, seeds=SEEDS)
     struck = Orch(cluster=slurm_cluster, root=tmp_path / "struck")
     calm = Orch(cluster=slurm_cluster, root=tmp_path / "calm")
-    struck("submit", sweep)
-    runs = training_runs(struck)
+    with slurm_cluster.closed():
+        struck("submit", sweep)
+        runs = training_runs(struck)
     assert len(runs) == 3 * len(SEEDS)
     evict_all(struck, runs, 1)
     evict_all(struck, runs, 2)
@@ -128,9 +129,11 @@ def test_that_three_ranks_resume_exactly_too(slurm_cluster: SlurmCluster, tmp_pa
     struck = Orch(cluster=slurm_cluster, root=tmp_path / "struck")
     calm = Orch(cluster=slurm_cluster, root=tmp_path / "calm")
     only = ("--only", "method=covloss")
-    struck("submit", sweep, *only)
-    (run,) = training_runs(struck)
-    evict_all(struck, training_runs(struck), 1)
+    with slurm_cluster.closed():
+        struck("submit", sweep, *only)
+        runs = training_runs(struck)
+    (run,) = runs
+    evict_all(struck, runs, 1)
     struck.wait_for_state("methods", ["done"], timeout_s=300)
     calm("submit", sweep, *only)
     calm.wait_for_state("methods", ["done"], timeout_s=300)

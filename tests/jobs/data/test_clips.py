@@ -88,6 +88,15 @@ def test_that_names_are_what_the_sentence_calls_its_objects(made: Callable[[Form
         assert called[0] in text
 
 
+def test_that_masks_are_part_of_the_content(folder: Path) -> None:
+    with_masks = clips_content_hash(folder)
+    mask = next((folder / "masks").rglob("*.png"))
+    mask.write_bytes(mask.read_bytes() + b" ")
+    changed = clips_content_hash(folder)
+    shutil.rmtree(folder / "masks")
+    assert len({with_masks, changed, clips_content_hash(folder)}) == 3
+
+
 def test_that_only_the_first_clips_are_read_when_asked_for(made: Callable[[Form], Path]) -> None:
     some = open_clips(spec(made("ffv1"), max_clips=2))
     assert (some.train.count, some.test.count) == (2 * FRAMES, 2 * FRAMES)
