@@ -197,12 +197,6 @@ class ClipSpec(Spec):
     def _weights_have_a_source(self) -> ClipSpec:
         if (self.weights == "file") != (self.path is not None):
             raise ValueError("weights=file and path go together; for pretrained or random weights set path to null")
-        known = CLIP_SIZES.get(self.name.removesuffix("-quickgelu"))
-        if known is not None:
-            tokens, size = (1, known.pooled_size) if self.global_features else (known.tokens, known.feature_size)
-            for key, yields in (("tokens", tokens), ("feature_size", size), ("text_size", known.text_size)):
-                if getattr(self, key) != yields:
-                    raise ValueError(f"{key} {getattr(self, key)}: {self.name} yields {yields}; null takes it")
         if self.weights == "pretrained" and self.pretrained is None:
             raise ValueError("weights=pretrained needs open_clip's tag in `pretrained`, which is null")
         return self
