@@ -145,18 +145,24 @@ class SlurmCluster:
         self._spawn("munged", [_program("munged"), "--foreground", "--force", f"--socket={here}/socket", *files])
         self.until(lambda: (here / "socket").exists(), 15, "munged does not listen")
 
+    def _install_database(self, data: Path) -> None:
+        """MariaDB's tables; once more when it fails, which was seen to happen on a busy machine."""
+        command = [
+            *(_program("mariadb-install-db"), "--no-defaults", f"--datadir={data}", "--skip-test-db"),
+            *("--skip-name-resolve", "--auth-root-authentication-method=normal", "--user=root"),
+        ]
+        for _ in range(3):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode == 0:
+                return
+            shutil.rmtree(data, ignore_errors=True)
+        raise PrivateClusterError(f"mariadb-install-db failed three times: {done.stdout[-1500:]} {done.stderr[-1500:]}")
+
     def _start_accounting(self) -> None:
         here = self.directory
         data = here / "mariadb"
         (mysql_port, self._dbd_port) = free_ports(2)
-        subprocess.run(
-            [
-                *(_program("mariadb-install-db"), "--no-defaults", f"--datadir={data}", "--skip-test-db"),
-                *("--skip-name-resolve", "--auth-root-authentication-method=normal", "--user=root"),
-            ],
-            check=True,
-            capture_output=True,
-        )
+        self._install_database(data)
         self._spawn(
             "mariadb",
             [
