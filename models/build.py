@@ -20,7 +20,7 @@ from models.patch_transformer import PatchTransformer
 from models.perceptual import FrameLpips
 from models.random_masks import RandomMasks
 from models.semantic import LanguageSizes, Semantic
-from models.slot_attention import NORM_EPS, SlotAttention
+from models.slot_attention import NORM_EPS, TORCH_NORM_EPS, SlotAttention
 from models.slot_autoencoder import ConvEncoder, SlotAutoencoder
 from models.slot_model import SlotModel
 from models.spec import (
@@ -41,8 +41,6 @@ from models.spec_base import FullResolutionDecoder, UpsamplingDecoder
 from models.spec_language import LanguageSlotsSpec, MlpText2Slot, NoText2Slot, SemanticObjective, TransformerText2Slot
 from models.spec_video import VideoObjective, VideoSlotsSpec
 from models.text2slot import SentenceDistribution, SentencePerSlot, SharedPrior, Text2Slot, WordsPerSlot
-
-TORCH_NORM_EPS = 1e-5
 
 
 def build_model(spec: ModelSpec, *, generator: torch.Generator) -> SlotModel:

@@ -11,11 +11,10 @@ from models.future import FuturePrediction
 from models.initialisation import Weights
 from models.perceptual import FrameLpips
 from models.predictor import MlpStep, Predictor, TransformerStep
+from models.slot_attention import TORCH_NORM_EPS
 from models.spec_video import MlpPredictor, PredictorSpec, TransformerPredictor, VideoObjective, VideoSlotsSpec
 from models.video_objective import VideoLoss
 from models.video_slots import FrameAttention, FrameEncoder, FrameStart, VideoSlots
-
-TORCH_NORM_EPS = 1e-5
 
 
 def build_video_slots(spec: VideoSlotsSpec, *, generator: torch.Generator) -> VideoSlots:

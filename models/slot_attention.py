@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.initialisation import Weights
 
+TORCH_NORM_EPS = 1e-5
 NORM_EPS = 1e-3
 """Keras' default, which the official code and its CovLoss port use; DINOSAUR's is torch's, 1e-5."""
 ATTENTION_EPS = 1e-8

@@ -21,12 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "models")]
 
 from plain_dinosaur import twins  # noqa: E402  # found through the path above
-from steps import Step, training_step  # noqa: E402
+from steps import Step, held_bytes, training_step  # noqa: E402
 
 from models.spec import DinosaurSpec, PatchMlpDecoder  # noqa: E402
 
@@ -65,24 +64,6 @@ def peak_mib(step: Step, device: str) -> float:
     return added / 2**20
 
 
-def held_mib(step: Step, parameters: list[nn.Parameter]) -> float:
-    """Bytes that autograd keeps for the backward pass, each storage once, parameters left out."""
-    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    held: dict[int, int] = {}
-    alive: list[Tensor] = []  # a freed storage's address may come again
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            held[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor.detach())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(held.values()) / 2**20
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", type=int, nargs="+", default=[7, 33])
@@ -110,7 +91,7 @@ def main() -> None:
         for name, step in steps.items():
             report[f"{label}/{name}_peak_mib"] = peak_mib(step, options.device)
         for name, step in steps.items():
-            report[f"{label}/{name}_held_mib"] = held_mib(step, list(models[name].parameters()))
+            report[f"{label}/{name}_held_mib"] = held_bytes(step, list(models[name].parameters())) / 2**20
         report[f"{label}/max_difference"] = float((steps["ours"]() - steps["plain"]()).abs().max())
         medians = measure(steps, options.repeats, clock)
         report |= {f"{label}/{name}_s": value for name, value in medians.items()}

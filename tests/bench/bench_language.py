@@ -23,7 +23,7 @@ from torch import Tensor, nn
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "models")]
 
 from plain_language import twins  # noqa: E402  # found through the path above
-from steps import Step, training_step  # noqa: E402
+from steps import Step, held_bytes, training_step  # noqa: E402
 
 from models.slot_model import ConditionedInputs  # noqa: E402
 from models.spec_language import ImageDecoderSpec, LanguageSlotsSpec  # noqa: E402
@@ -37,24 +37,6 @@ def with_recomputed(model: nn.Module, step: Step, count: int) -> Step:
         return step()
 
     return chosen
-
-
-def held_bytes(step: Step, parameters: list[nn.Parameter]) -> int:
-    """What autograd keeps for the backward pass, each storage once, parameters left out."""
-    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    held: dict[int, int] = {}
-    alive: list[Tensor] = []  # a freed storage's address may come again
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            held[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor.detach())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(held.values())
 
 
 def peak_bytes(step: Step) -> int:

@@ -1,4 +1,4 @@
-"""The training step that the model benchmarks time: forward, mean squared error and backward on one fixed batch."""
+"""What the model benchmarks share: the training step that they time (one fixed batch), and what its graph holds."""
 
 from __future__ import annotations
 
@@ -31,3 +31,21 @@ def training_step(model: nn.Module, inputs: Any, target: Tensor, noise: Tensor, 
         return output[0].detach().float()
 
     return step
+
+
+def held_bytes(step: Step, parameters: list[nn.Parameter]) -> int:
+    """What autograd keeps for the backward pass, each storage once, parameters left out."""
+    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    held: dict[int, int] = {}
+    alive: list[Tensor] = []  # a freed storage's address may come again
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            held[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(held.values())
