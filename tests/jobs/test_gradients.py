@@ -42,6 +42,7 @@ VIDEO = {
     "recurrence": {"detach_every": 2, "num_iterations": 1, "predictor": {"kind": "mlp", "hidden": 7}},
 }  # fmt: skip
 BETWEEN_FRAMES = {"kind": "video", "future_masks": 0.7, "future_slots": 0.4, "future_channels": 4}
+PERCEPTUAL = {"kind": "video", "perceptual": 0.5, "lpips": {"weights": "random"}}
 FRAMES = 3
 SEMANTIC = {"kind": "semantic", "contrastive": 0.7, "temperature": 0.1, "text": 1.5, "names": 0.4, "entropy": 0.3, "hidden": 6}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -52,18 +53,20 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gated": (GATED, {"kind": "reconstruction", "sparsity": 0.5}),
 }
 """Model and objective."""
+SLOW = {"perceptual": (VIDEO, PERCEPTUAL)}
+"""Likewise, for fewer tests: building the LPIPS net takes a second."""
 SENTENCES = 3
 
 
 def spec_of(name: str) -> TrainSpec:
-    model, objective = CASES[name]
+    model, objective = (CASES | SLOW)[name]
     clip = {"frames": FRAMES} if model is VIDEO else None
     return TrainSpec.model_validate({"kind": "train", "model": model, "objective": objective, "clip": clip})
 
 
 def global_batch(name: str, total: int) -> tuple[Inputs, Tensor, Tensor]:
     """(inputs, targets, noise); sentences repeat in it, and some name one object or none."""
-    model = CASES[name][0]
+    model = (CASES | SLOW)[name][0]
     if model is VIDEO:
         clips = torch.from_numpy(generator(1, "clips", total).random((total, FRAMES, 3, 32, 32), dtype="float32"))
         return clips, clips, torch.from_numpy(standard_normal((total, FRAMES, 4, 8), 1, "noise", total))
@@ -114,7 +117,7 @@ def oracle(name: str, total: int) -> dict[str, Tensor]:
     state = build_state(spec_of(name), torch.device("cpu"))
     inputs, targets, noise = global_batch(name, total)
     output = state.model(inputs, noise)
-    if name == "video":
+    if (CASES | SLOW)[name][0] is VIDEO:
         mse, slots = (output.reconstruction - (2 * targets - 1)).square().mean(), output.slots_BTKD[:, 0]
     else:
         mse, slots = (output.reconstruction - targets).square().mean(), output.slots_BKD
@@ -160,6 +163,19 @@ def test_that_gradients_are_those_of_the_global_batch(world_size: int, tmp_path:
             rounding = 10 * ROUNDING if name == "video" else ROUNDING  # its biases' gradients sum 10^5 pixels
             assert wrong[0] < rounding, (name, total, accumulation, wrong)
             assert wrong[1] < 1e-6, (name, total, accumulation, wrong)
+
+
+def perceptual_cases(group: Group) -> list[dict[str, Tensor]]:
+    return [summed(group, "perceptual", total=5, accumulation=accumulation) for accumulation in (1, 2)]
+
+
+def test_that_lpips_between_frames_is_that_of_the_global_batch(tmp_path: Path) -> None:
+    expected = oracle("perceptual", 5)
+    assert float(expected["perceptual"]) > 0
+    for rank in in_group(tmp_path, 2, perceptual_cases):
+        for found in rank:
+            assert difference(found, expected) < 10 * ROUNDING
+            assert scalar_difference(found, expected) < 1e-6
 
 
 @pytest.mark.parametrize(
