@@ -12,9 +12,10 @@ from models.initialisation import Weights
 from models.perceptual import FrameLpips
 from models.predictor import MlpStep, Predictor, TransformerStep
 from models.slot_attention import TORCH_NORM_EPS
+from models.slot_start import FrameStart
 from models.spec_video import MlpPredictor, PredictorSpec, TransformerPredictor, VideoObjective, VideoSlotsSpec
 from models.video_objective import VideoLoss
-from models.video_slots import FrameAttention, FrameEncoder, FrameStart, VideoSlots
+from models.video_slots import FrameAttention, FrameEncoder, VideoSlots
 
 
 def build_video_slots(spec: VideoSlotsSpec, *, generator: torch.Generator) -> VideoSlots:

@@ -21,6 +21,7 @@ from models.predictor import Predictor
 from models.slot_attention import SlotAttention
 from models.slot_autoencoder import ENCODER_KERNEL, ConvEncoder
 from models.slot_model import SlotModel
+from models.slot_start import FrameStart
 
 WHITE = 1.0
 """In `signed` units: what the original lays a slot's reconstruction on."""
@@ -106,46 +107,6 @@ class FrameAttention(SlotAttention):
             for _ in range(iterations - 1):
                 slots_MKD, attention_MKN = self._iterate(slots_MKD, key_MND, value_MND)
         return slots_MKD, attention_MKN
-
-
-class FrameStart(nn.Module):
-    """Slots before the first iteration, from noise or from none: mu + exp(log_sigma) * noise, or a learned vector per slot."""
-
-    mu: Tensor
-    log_sigma: Tensor | None
-
-    def __init__(
-        self,
-        kind: Literal["gaussian", "gaussian_per_slot", "learned"],
-        *,
-        num_slots: int,
-        slot_size: int,
-        trainable: bool,
-        weights: Weights,
-    ) -> None:
-        """`trainable=False`: buffers of the state dict instead of parameters."""
-        super().__init__()
-        log_sigma: nn.Parameter | None = None
-        match kind:
-            case "gaussian":
-                mu, log_sigma = weights.slot_prior(slot_size)
-            case "gaussian_per_slot":
-                mu, log_sigma = weights.learned_rows(num_slots, slot_size), weights.learned_rows(num_slots, slot_size)
-            case "learned":
-                mu = weights.learned_rows(num_slots, slot_size)
-            case _:
-                assert_never(kind)
-        for name, value in (("mu", mu), ("log_sigma", log_sigma)):
-            if trainable or value is None:
-                self.register_parameter(name, value)
-            else:
-                self.register_buffer(name, value.detach())
-
-    def forward(self, noise: Float[Tensor, "*B K D"]) -> Float[Tensor, "*B K D"]:
-        """In float32, also under autocast."""
-        if self.log_sigma is None:
-            return self.mu.expand(noise.shape)
-        return self.mu + self.log_sigma.exp() * noise.float()
 
 
 class VideoSlots(SlotModel):
