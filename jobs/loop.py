@@ -22,7 +22,7 @@ from jobs.data.video_store import VideoStore
 from jobs.distributed import Group, leave_together
 from jobs.gradients import step_gradients
 from jobs.inputs import Store, images_of, needed_run, open_samples
-from jobs.optimizer import learning_rate
+from jobs.optimizer import learning_rate, set_rate
 from jobs.protocols import label_set
 from jobs.samples import Samples
 from jobs.scoring import Scored
@@ -136,8 +136,7 @@ class Training:
     def _one_step(self, batch: Batch, forward: object) -> None:
         state, spec = self.state, self.spec
         rate = learning_rate(spec.optimizer, state.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(state.optimizer, rate)
         state.optimizer.zero_grad(set_to_none=False)
         sums = step_gradients(
             forward,  # type: ignore[arg-type]  # torch.compile keeps the call signature

@@ -41,6 +41,8 @@ class AdamSpec(Spec):
     """`during_warmup` as official slot attention and CovLoss; `after_warmup` as official DINOSAUR."""
     grad_clip: float | None = Field(default=None, gt=0)
     """Largest global gradient norm; `null` does not clip."""
+    trunk_rate: float | None = added(None, gt=0)
+    """Learning rate of a part model's pretrained trunk, with the same warm-up and decay; `null`: that of everything else."""
 
 
 class RuntimeSpec(Spec):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.optimizer import build_adam, learning_rate
+from jobs.optimizer import build_adam, learning_rate, set_rate
 from jobs.spec import AdamSpec
 
 SPEC = AdamSpec(learning_rate=4e-4, warmup_steps=10_000, decay_rate=0.5, decay_steps=100_000)
@@ -43,3 +43,14 @@ def test_that_adam_has_the_papers_constants() -> None:
     assert adam.defaults["betas"] == (0.9, 0.999)
     assert adam.defaults["eps"] == 1e-8
     assert adam.defaults["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("trunk_rate", [None, 1e-5])
+def test_that_a_trunk_has_a_rate_of_its_own_through_warm_up_and_decay(trunk_rate: float | None) -> None:
+    spec = SPEC.model_copy(update={"trunk_rate": trunk_rate})
+    rest, trunk = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    adam = build_adam(spec, [trunk, rest], trunk=[trunk], cuda=False)
+    rate = learning_rate(spec, 77_777)
+    set_rate(adam, rate)
+    rates = {id(parameter): group["lr"] for group in adam.param_groups for parameter in group["params"]}
+    assert rates == {id(rest): rate, id(trunk): rate if trunk_rate is None else pytest.approx(rate / 40)}
