@@ -6,6 +6,7 @@ from typing import assert_never
 
 import torch
 
+from models.clip_encoders import CausalConv, ConvGru, ConvLstm, FrameEncoder, OverFrames
 from models.decoders import Upsampling
 from models.future import FuturePrediction
 from models.initialisation import Weights
@@ -15,13 +16,14 @@ from models.slot_attention import TORCH_NORM_EPS
 from models.slot_start import FrameStart
 from models.spec_video import MlpPredictor, PredictorSpec, TransformerPredictor, VideoObjective, VideoSlotsSpec
 from models.video_objective import VideoLoss
-from models.video_slots import FrameAttention, FrameEncoder, VideoSlots
+from models.video_slots import FrameAttention, VideoSlots
 
 
 def build_video_slots(spec: VideoSlotsSpec, *, generator: torch.Generator) -> VideoSlots:
     """The model of a spec, on the CPU, with weights and evaluation noise drawn from `generator` alone.
 
-    With one seed variants share the weights that they have in common: encoder, attention and decoder are drawn first.
+    With one seed variants share the weights that they have in common: encoder, attention and decoder are drawn first, the
+    encoder's layers over frames last.
     """
     weights = Weights(scheme="covloss", generator=generator)
     encoder = FrameEncoder(
@@ -58,12 +60,14 @@ def build_video_slots(spec: VideoSlotsSpec, *, generator: torch.Generator) -> Vi
         weights=Weights(scheme="dinosaur", generator=generator),
     )
     recurrence = spec.recurrence
+    predictor = None if recurrence is None else _predictor(recurrence.predictor, spec.slot_size, weights)
     return VideoSlots(
         resolution=spec.resolution,
         encoder=encoder,
+        over_frames=_over_frames(spec, weights),
         start=start,
         attention=attention,
-        predictor=None if recurrence is None else _predictor(recurrence.predictor, spec.slot_size, weights),
+        predictor=predictor,
         decoder=decoder,
         eval_noise_KD=eval_noise_KD,
         noise=spec.noise,
@@ -99,6 +103,21 @@ def build_video_objective(
         future_slots=future(3) if spec.future_slots else None,
         lpips=lpips,
     )
+
+
+def _over_frames(spec: VideoSlotsSpec, weights: Weights) -> OverFrames | None:
+    channels, last = spec.encoder_channels, spec.encoder_layers - 1
+    match spec.encoder_time:
+        case "none":
+            return None
+        case "conv_gru":
+            return OverFrames({last: ConvGru(channels=channels, weights=weights)})
+        case "conv_lstm":
+            return OverFrames({last: ConvLstm(channels=channels, weights=weights)})
+        case "conv3d":
+            return OverFrames({number: CausalConv(channels=channels, weights=weights) for number in range(last + 1)})
+        case _:
+            assert_never(spec.encoder_time)
 
 
 def _predictor(spec: PredictorSpec | None, slot_size: int, weights: Weights) -> Predictor | None:

@@ -32,9 +32,9 @@ class Weights:
         self._fill(layer.weight, layer.bias, fan_in=inputs, fan_out=outputs)
         return layer
 
-    def conv(self, inputs: int, outputs: int, kernel_size: int) -> nn.Conv2d:
+    def conv(self, inputs: int, outputs: int, kernel_size: int, *, bias: bool = True) -> nn.Conv2d:
         """Stride-1 convolution that keeps the image size."""
-        layer = _unfilled(nn.Conv2d, inputs, outputs, kernel_size, padding="same")
+        layer = _unfilled(nn.Conv2d, inputs, outputs, kernel_size, padding="same", bias=bias)
         self._fill(layer.weight, layer.bias, fan_in=inputs * kernel_size**2, fan_out=outputs * kernel_size**2)
         return layer
 
@@ -65,6 +65,17 @@ class Weights:
             output_padding=kernel_size % 2,
         )
         self._fill(layer.weight, layer.bias, fan_in=outputs * kernel_size**2, fan_out=inputs * kernel_size**2)
+        return layer
+
+    @torch.no_grad()
+    def conv_over_frames(self, channels: int, kernel_size: int) -> nn.Conv3d:
+        """Convolution of the last `kernel_size` frames at each place, unpadded: its draws plus the identity for the last one.
+
+        So layers put between those of an image's network start near doing nothing, and do not dampen what passes.
+        """
+        layer = _unfilled(nn.Conv3d, channels, channels, (kernel_size, 1, 1))
+        self._fill(layer.weight, layer.bias, fan_in=channels * kernel_size, fan_out=channels * kernel_size)
+        layer.weight[:, :, -1, 0, 0] += torch.eye(channels)
         return layer
 
     @torch.no_grad()
@@ -161,7 +172,7 @@ class Weights:
         tensor.uniform_(-bound, bound, generator=self.generator)
 
 
-def _unfilled(kind: type[Layer], *sizes: int, **options: Any) -> Layer:
+def _unfilled(kind: type[Layer], *sizes: int | tuple[int, ...], **options: Any) -> Layer:
     """A layer with uninitialised parameters: its constructor would draw from the global random state."""
     layer: Layer = skip_init(kind, *sizes, **options)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     return layer

@@ -37,7 +37,11 @@ class ConvEncoder(nn.Module):
         hidden = images_BCHW.contiguous(memory_format=torch.channels_last)
         for conv in self.convs:
             hidden = F.relu_(conv(hidden))
-        placed_BHWC = hidden.permute(0, 2, 3, 1) + self.positions()
+        return self.tokens(hidden)
+
+    def tokens(self, features_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N C"]:
+        """Those of feature maps."""
+        placed_BHWC = features_BCHW.permute(0, 2, 3, 1) + self.positions()
         tokens_BNC: Tensor = self.mlp(self.norm(placed_BHWC.flatten(1, 2)))
         return tokens_BNC
 

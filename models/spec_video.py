@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from models.spec_base import Spec, UpsamplingDecoder, location
+from models.spec_base import Spec, UpsamplingDecoder, added, location
 
 
 class MlpPredictor(Spec):
@@ -58,6 +58,9 @@ class VideoSlotsSpec(Spec):
     """Of the first convolution: 2 makes a quarter of the tokens, as SAVi-M does at 128 x 128."""
     encoder_norm: bool = False
     """LayerNorm before the encoder's MLP: the original has none, SAVi has."""
+    encoder_time: Literal["none", "conv_gru", "conv_lstm", "conv3d"] = added("none")
+    """What feature maps know of earlier frames. `conv_gru`, `conv_lstm`: such a state behind the last convolution; `conv3d`:
+    behind each a convolution over this frame and the two before it, S3D made causal. Gradients go back over the whole clip."""
     decoder: UpsamplingDecoder = UpsamplingDecoder()
     start: Literal["gaussian", "gaussian_per_slot", "learned"] = "gaussian"
     """Slots before a frame's first iteration: one mu and sigma for all slots, one per slot (V7), or a vector per slot (V7)."""

@@ -3,8 +3,8 @@
 Encoder and decoder run once over all frames of a clip; only a recurrent model's slot attention goes frame by frame. The
 reconstruction and the slots' colours are in the units of `signed` images.
 
-Legend: B clips, T frames, M = B * T, H x W pixels, N tokens of a frame, C encoder channels, K slots, D slot size,
-n = M * K.
+Legend: B clips, T frames, M = B * T, H x W pixels, N tokens of a frame, C encoder channels, h x w its feature maps, S maps that a
+layer over frames remembers, K slots, D slot size, n = M * K.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from models.clip_encoders import FrameEncoder, OverFrames
 from models.decoders import mix
-from models.initialisation import Weights
 from models.predictor import Predictor
 from models.slot_attention import SlotAttention
-from models.slot_autoencoder import ENCODER_KERNEL, ConvEncoder
 from models.slot_model import SlotModel
 from models.slot_start import FrameStart
 
@@ -38,6 +37,8 @@ class VideoState(NamedTuple):
     """The noise of the video's first frame."""
     frames: int
     """How many frames came before."""
+    memory: tuple[Float[Tensor, "B S C h w"], ...] = ()
+    """What the encoder's layers over frames remember, with its gradient; empty without such layers."""
 
 
 class VideoOutput(NamedTuple):
@@ -71,17 +72,6 @@ def slot_reconstructions(output: VideoOutput) -> Float[Tensor, "B T K 3 H W"]:
 def _framed(values: Tensor, count: int) -> Tensor:
     """The first axis, taken apart into one of whatever length and one of `count`."""
     return values.view(-1, count, *values.shape[1:])
-
-
-class FrameEncoder(ConvEncoder):
-    """The autoencoder's encoder, with a stride of its first layer, and with or without the norm before its MLP."""
-
-    def __init__(self, *, resolution: int, channels: int, layers: int, stride: int, norm: bool, weights: Weights) -> None:
-        super().__init__(resolution=resolution // stride, channels=channels, layers=layers, weights=weights)
-        if stride == 2:
-            self.convs[0] = weights.halving_conv(3, channels, ENCODER_KERNEL)
-        if not norm:
-            self.register_module("norm", nn.Identity())
 
 
 class FrameAttention(SlotAttention):
@@ -119,6 +109,7 @@ class VideoSlots(SlotModel):
         *,
         resolution: int,
         encoder: FrameEncoder,
+        over_frames: OverFrames | None,
         start: FrameStart,
         attention: FrameAttention,
         predictor: Predictor | None,
@@ -133,6 +124,7 @@ class VideoSlots(SlotModel):
         num_slots, slot_size = eval_noise_KD.shape
         self.noise_shape = (num_slots, slot_size)
         self.encoder = encoder
+        self.over_frames = over_frames
         self.start = start
         self.attention = attention
         self.predictor = predictor
@@ -158,7 +150,7 @@ class VideoSlots(SlotModel):
         `state`: of the output for the frames before, when these go on with the same videos; None at their beginning.
         """
         frames = clips_BT3HW.shape[1]
-        tokens_MNC = self.encoder(signed(clips_BT3HW.flatten(0, 1)))
+        tokens_MNC, memory = self._encode(signed(clips_BT3HW), state)
         key_MND, value_MND = self.attention.project(tokens_MNC)
         noise_BKD = noise_BTKD[:, 0] if state is None else state.noise_BKD
         if self._detach_every is None:
@@ -178,9 +170,19 @@ class VideoSlots(SlotModel):
             attention_BTKN=_framed(attention_MKN, frames),
             colours_BTK3HW=_framed(decoded_MK4HW[:, :, :3].float(), frames),
             state=VideoState(
-                slots_BKD=slots_BTKD[:, -1], noise_BKD=noise_BKD, frames=frames + (0 if state is None else state.frames)
+                slots_BKD=slots_BTKD[:, -1],
+                noise_BKD=noise_BKD,
+                frames=frames + (0 if state is None else state.frames),
+                memory=memory,
             ),
         )
+
+    def _encode(self, images_BT3HW: Tensor, state: VideoState | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Tokens of every frame [M,N,C], and what layers over frames remember."""
+        if self.over_frames is None:
+            return self.encoder(images_BT3HW.flatten(0, 1)), ()
+        tokens_MNC, memory = self.over_frames(self.encoder, images_BT3HW, () if state is None else state.memory)
+        return tokens_MNC, memory
 
     def _decode(self, slots_nD: Float[Tensor, "n D"]) -> Float[Tensor, "n 4 H W"]:
         """RGB and alpha logit of slots of all frames."""
