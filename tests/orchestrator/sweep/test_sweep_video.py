@@ -51,8 +51,9 @@ ROWS: Mapping[str, dict[str, Any]] = {
     "v1_draws": {},
     "v8": RECURRENT,
     "v1b": {"noise": "clip"},
+    **{kind: {"encoder_time": kind} for kind in ("conv_gru", "conv_lstm", "conv3d")},
 }
-"""video_slots.md 10, R00 to R30: what a row's model has besides the base's."""
+"""video_slots.md 10, R00 to R32: what a row's model has besides the base's."""
 
 
 def test_that_rows_are_those_of_the_grid(made: Plan) -> None:
@@ -81,7 +82,8 @@ def test_that_rows_that_differ_in_evaluation_alone_share_their_training(made: Pl
     assert len({runs["train"] for _, _, runs in rows.values()}) == len(rows) - 3
     assert len({runs["prepare"] for _, _, runs in rows.values()}) == 1
     noise = {row: spec.noise for row, (_, spec, _) in rows.items() if spec.noise != "fresh"}
-    assert noise == {"v1": "fixed", "v8": "fixed", "v1b": "fixed", "v1_draws": "fixed_per_seed"}
+    by_row = dict.fromkeys(("v1", "v8", "v1b", "conv_gru", "conv_lstm", "conv3d"), "fixed") | {"v1_draws": "fixed_per_seed"}
+    assert noise == by_row
     assert len(rows["v1_draws"][1].noise_seeds) == 5
 
 
@@ -98,7 +100,7 @@ def test_that_terms_between_frames_are_held_against_their_own_control(made: Plan
     assert sweep.table.base == "v0"
     labels = [option.label for option in sweep.axes["method"].options.values()]
     assert labels == sorted(labels, key=lambda label: label[:3])
-    assert {int(label[1:3]) for label in labels} == set(range(31))
+    assert {int(label[1:3]) for label in labels} == set(range(33))
 
 
 def test_that_the_video_sweep_runs_in_miniature_with_the_overrides_of_its_header(repository: Path, composer: Composer) -> None:
@@ -108,7 +110,7 @@ def test_that_the_video_sweep_runs_in_miniature_with_the_overrides_of_its_header
     assert all(f"--set {text}" in header for text in small)
     cells = expand(sweep, only=["seed=0"], overrides=small)
     small_plan = plan(sweep, cells, composer, content=lambda kind, path: "c" * 64, existing=lambda run_id: None)
-    assert (len(small_plan.cells), len(small_plan.runs)) == (33, 64)
+    assert (len(small_plan.cells), len(small_plan.runs)) == (36, 70)
     for run in small_plan.runs.values():
         if isinstance(run.spec, TrainSpec):
             assert isinstance(run.spec.objective, VideoObjective)
