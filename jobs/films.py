@@ -1,7 +1,7 @@
 """Pictures of masks over time: a film (GIF) and a contact sheet (PNG) of image, true masks, predicted masks, reconstruction.
 
 A slot has one colour in all frames, an object too; true masks are left out where none are known. The colours of masks are exact
-in both files, those of images are reduced to PHOTO_COLOURS in the film.
+in both files, those of images are reduced to PHOTO_COLOURS in the film. Both have their rows or columns named.
 Legend: T frames, S pixels of the square's side, H x W pixels of a picture, 3 RGB.
 """
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from jobs.panels import CAPTION, GAP, LEAST_SIDE, palette
+from jobs.picture_file import Shown, save_gif, save_png
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -29,6 +30,8 @@ FILM_VIDEOS = 4
 SHEET_FRAMES = 8
 """Frames of a video on the contact sheet, evenly spaced, the first and the last included."""
 FRAME_MS = 100
+NAMES_PX = 100
+"""Width of the names to the left of a contact sheet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,21 @@ class Film:
     """The slot that owns each pixel."""
     reconstruction_TSS3: UInt8
 
+    @property
+    def tiles(self) -> tuple[str, ...]:
+        """What is shown of each frame, in order."""
+        truth = [] if self.labels_TSS is None else ["true masks"]
+        return ("image", *truth, "predicted masks", "reconstruction")
+
+    @property
+    def tile_px(self) -> int:
+        """Side of a tile, enlarged and with the white around it."""
+        side: int = self.images_TSS3.shape[1]
+        return _scale(side) * side + 2 * GAP
+
 
 def draw_film(films: Sequence[Film]) -> list[Image.Image]:
-    """One picture with a palette per frame, of all videos below each other; these have one number of frames and one side."""
+    """One picture with a palette per frame, of all videos below each other; these have as many frames, tiles and pixels."""
     photos = [photo for film in films for photo in (film.images_TSS3, film.reconstruction_TSS3)]
     common = _common_colours(photos)
     rows = [np.concatenate([_padded(tile_THW) for tile_THW in _numbers(film, common)], axis=2) for film in films]
@@ -52,53 +67,53 @@ def draw_film(films: Sequence[Film]) -> list[Image.Image]:
     colours = np.full((256, 3), 255, np.uint8)
     colours[: len(common)] = common
     colours[PHOTO_COLOURS : PHOTO_COLOURS + MASK_COLOURS] = palette(MASK_COLOURS)
+    names_HW = _inked(_lettered(films[0].tiles, films[0].tile_px, body_THW.shape[2]))
     frames = []
     for number, body_HW in enumerate(body_THW):
-        caption_HW = _caption(f"frame {number} of {len(body_THW)}", body_HW.shape[1])
-        frame = Image.fromarray(np.concatenate([body_HW, caption_HW]), mode="P")
+        caption = _lettered([f"frame {number} of {len(body_THW)}"], body_HW.shape[1], body_HW.shape[1])
+        frame = Image.fromarray(np.concatenate([names_HW, body_HW, _inked(caption)]), mode="P")
         frame.putpalette(colours.tobytes())
         frames.append(frame)
     return frames
 
 
 def draw_sheet(films: Sequence[Film]) -> Image.Image:
-    """Four (without true masks three) rows for each video, some of its frames from left to right."""
-    rows = []
+    """Four (without true masks three) rows for each video, some of its frames from left to right; videos as in a film."""
+    rows, colours = [], palette(MASK_COLOURS)
     for film in films:
-        count = len(film.images_TSS3)
-        shown = np.unique(np.linspace(0, count - 1, min(count, SHEET_FRAMES)).round().astype(int))
-        colours = palette(MASK_COLOURS)
+        shown = _shown_frames(film)
         truth = [] if film.labels_TSS is None else [colours[_label_colour(film.labels_TSS[shown])]]
-        for strip_TSS3 in [
-            film.images_TSS3[shown],
-            *truth,
-            colours[_slot_colour(film.slots_TSS[shown])],
-            film.reconstruction_TSS3[shown],
-        ]:
-            rows.append(np.concatenate(list(_padded(_enlarged(strip_TSS3))), axis=1))
-    return Image.fromarray(np.concatenate(rows))
+        strips = [film.images_TSS3[shown], *truth, colours[_slot_colour(film.slots_TSS[shown])], film.reconstruction_TSS3[shown]]
+        for name, strip_TSS3 in zip(film.tiles, strips, strict=True):
+            row_HW3 = np.concatenate(list(_padded(_enlarged(strip_TSS3))), axis=1)
+            rows.append(np.concatenate([_name(name, len(row_HW3)), row_HW3], axis=1))
+    numbers = [f"frame {number}" for number in _shown_frames(films[0])]
+    head = _lettered(numbers, films[0].tile_px, rows[0].shape[1] - NAMES_PX, left=NAMES_PX)
+    return Image.fromarray(np.concatenate([np.asarray(head.convert("RGB")), *rows]))
 
 
 def save_sheet(films: Sequence[Film], path: Path) -> None:
     """Write a contact sheet (PNG), whole or absent; nothing when there are no videos."""
-    if not films:
-        return
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    draw_sheet(films).save(temporary, format="PNG")
-    temporary.replace(path)
+    if films:
+        ends = CAPTION + np.cumsum([len(film.tiles) * film.tile_px for film in films])
+        text = f"{len(_shown_frames(films[0]))} of {len(films[0].images_TSS3)} frames"
+        save_png(draw_sheet(films), path, Shown(text=text, ends=tuple(ends.tolist())))
 
 
 def save_films(films: Sequence[Film], folder: Path) -> None:
     """Write `masks.gif` and `masks.png`, each whole or absent; nothing when there are no videos."""
     if not films:
         return
-    folder.mkdir(exist_ok=True)
     save_sheet(films, folder / "masks.png")
-    film = folder / ".masks.gif"
-    first, *others = draw_film(films[:FILM_VIDEOS])
-    first.save(film, format="GIF", save_all=True, append_images=others, duration=FRAME_MS, loop=0, optimize=False)
-    film.replace(folder / "masks.gif")
+    filmed = films[:FILM_VIDEOS]
+    ends = CAPTION + np.cumsum([film.tile_px for film in filmed])
+    says = Shown(text=f"{len(films[0].images_TSS3)} frames", ends=tuple(ends.tolist()))
+    save_gif(draw_film(filmed), folder / "masks.gif", says, frame_ms=FRAME_MS)
+
+
+def _shown_frames(film: Film) -> npt.NDArray[np.int64]:
+    count = len(film.images_TSS3)
+    return np.unique(np.linspace(0, count - 1, min(count, SHEET_FRAMES)).round().astype(np.int64))
 
 
 def _label_colour(labels: UInt8) -> UInt8:
@@ -138,9 +153,13 @@ def _numbers(film: Film, common: UInt8) -> list[UInt8]:
     return [_enlarged(tile_TSS) for tile_TSS in tiles]
 
 
+def _scale(side: int) -> int:
+    """Small squares are enlarged (nearest neighbour) to at least LEAST_SIDE pixels a side."""
+    return max(1, -(-LEAST_SIDE // side))
+
+
 def _enlarged(tiles_TSS: UInt8) -> UInt8:
-    """Small ones to at least LEAST_SIDE pixels a side (nearest neighbour)."""
-    scale = max(1, -(-LEAST_SIDE // tiles_TSS.shape[1]))
+    scale = _scale(tiles_TSS.shape[1])
     return tiles_TSS.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
@@ -150,9 +169,23 @@ def _padded(tiles_THW: UInt8) -> UInt8:
     return np.pad(tiles_THW, around[: tiles_THW.ndim], constant_values=WHITE)
 
 
-def _caption(text: str, width: int) -> UInt8:
-    """Which frame this is; it also keeps frames that show the same apart, which a GIF would otherwise merge."""
-    strip = Image.new("L", (width, CAPTION), 255)
-    ImageDraw.Draw(strip).text((GAP, 0), text, fill=0, font=ImageFont.load_default(CAPTION - 6))
+def _lettered(texts: Sequence[str], each_px: int, width: int, *, left: int = 0) -> Image.Image:
+    """A white strip [CAPTION, left + width] with a text at the start of each piece of `each_px`."""
+    strip = Image.new("L", (left + width, CAPTION), WHITE)
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(CAPTION - 6)
+    for i, text in enumerate(texts):
+        draw.text((left + i * each_px + GAP, 0), text, fill=0, font=font)
+    return strip
+
+
+def _inked(strip: Image.Image) -> UInt8:
+    """A strip in numbers of a film's colours; a frame's number keeps frames apart, which a GIF would otherwise merge."""
     dark = np.uint8(PHOTO_COLOURS)  # the background's grey
     return np.where(np.asarray(strip) < 128, dark, np.uint8(WHITE))
+
+
+def _name(text: str, height: int) -> UInt8:
+    """The name [height, NAMES_PX, 3] of a row, at half its height."""
+    field = Image.new("RGB", (NAMES_PX, height), "white")
+    ImageDraw.Draw(field).text((GAP, height // 2), text, fill="black", font=ImageFont.load_default(CAPTION - 6), anchor="lm")
+    return np.asarray(field)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jobs.looks import Look
+from jobs.picture_file import Shown, save_png
 from jobs.protocols import VOID
 
 GAP = 2
@@ -75,8 +76,7 @@ def draw_panel(looks: Sequence[Look]) -> Image.Image:
     """The panel of some images (all of one size, with one number of slots). Tiles are as large as the image."""
     rows: list[np.ndarray] = []
     for look in looks:
-        side = look.image_HWC.shape[0]
-        scale = max(1, -(-LEAST_SIDE // side))
+        scale = _scale(look)
         tiles = [
             np.pad(
                 np.kron(tile, np.ones((scale, scale, 1), dtype=np.uint8)), ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255
@@ -89,11 +89,18 @@ def draw_panel(looks: Sequence[Look]) -> Image.Image:
     return Image.fromarray(np.concatenate(rows, axis=0).astype(np.uint8))
 
 
+def _scale(look: Look) -> int:
+    side: int = look.image_HWC.shape[0]
+    return max(1, -(-LEAST_SIDE // side))
+
+
 def save_panel(looks: Sequence[Look], path: Path) -> None:
     """Write the panel as PNG, whole or absent; nothing when there are no images."""
     if not looks:
         return
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    draw_panel(looks).save(temporary, format="PNG")
-    temporary.replace(path)
+    rows = [look.image_HWC.shape[0] * _scale(look) + 2 * GAP + (0 if look.sentence is None else CAPTION) for look in looks]
+    truth = ["true masks"] if any(look.labels_HW is not None for look in looks) else []
+    target = [] if looks[0].target_HWC is None else ["target tokens"]
+    slots = "each slot" if len(looks[0].masks_KHW) <= SLOT_COLUMNS else f"the {SLOT_COLUMNS} slots that own most"
+    text = ", ".join(["image", *truth, "predicted masks", *target, "reconstruction", slots])
+    save_png(draw_panel(looks), path, Shown(text=text, ends=tuple(np.cumsum(rows).tolist())))

@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 
 
 def write_pictures(root: Root, record: SweepRecord, path: Path) -> None:
-    """The contact sheet of the rows that have a panel by now."""
-    from orchestrator.pictures import contact_sheet, row_panels
+    """The contact sheet of the rows that have a panel by now; beside it one film of those that have films."""
+    from orchestrator.pictures import FILM, contact_sheet, film, row_pictures, save_film
 
     if record.table is not None and record.table.rows is None:
         click.echo("no pictures: they are one per row, and a factorial table has none by design", err=True)
         return
-    panels = row_panels(root, record)
+    panels, films = row_pictures(root, record), row_pictures(root, record, FILM)
     if not panels:
         click.echo("no pictures yet: an `evaluate` run draws them", err=True)
         return
+    beside = path.with_suffix(".gif")
     try:
         contact_sheet(panels).save(path)
+        if films:
+            save_film(film(films), beside)
     except OSError as error:
-        raise UserError(
-            Problem(what=f"cannot write the picture: {error}", where=str(path), hint="a name ending in .png")
-        ) from error
-    click.echo(f"wrote {path}", err=True)
+        raise UserError(Problem(what=f"cannot write the picture: {error}", where=str(path))) from error
+    click.echo(f"wrote {path} and {beside}" if films else f"wrote {path}", err=True)
 
 
 def check_plot(path: Path, option: str = "--plot") -> None:
@@ -80,7 +81,9 @@ def _save(figure: Figure, path: Path) -> None:
     "--format", "style", type=click.Choice([one.value for one in Format]), default=Format.MARKDOWN.value, show_default=True
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead of stdout.")
-@click.option("--pictures", type=click.Path(path_type=Path, dir_okay=False), help="Also write a PNG with one mask panel per row.")
+@click.option(
+    "--pictures", type=click.Path(path_type=Path, dir_okay=False), help="Also a PNG of masks by row; of videos a GIF too."
+)
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the effects: .png, .pdf or .svg.")
 @click.option("--curves", type=click.Path(path_type=Path, dir_okay=False), help="Also draw --metric over the steps, by row.")
 @click.option("--metric", help="Of --curves: for example valid/fg_ari.")
@@ -107,6 +110,8 @@ def command(
     for option, path in (("--plot", plot), ("--curves", curves)):
         if path is not None:
             check_plot(path, option)
+    if pictures is not None and pictures.suffix.lower() != ".png":
+        raise UserError(Problem(what="is no format of a picture", where="--pictures", value=str(pictures), allowed=".png"))
     name = Path(sweep).stem if sweep.endswith((".yaml", ".yml")) else sweep
     uri = ""
     if Root(root.absolute()).store.exists():

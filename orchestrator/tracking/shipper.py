@@ -38,6 +38,8 @@ from orchestrator.tracking.tracker import (
 
 Connect = Callable[[], Tracker]
 SPEC_FILE = "spec.json"
+PICTURES = (".png", ".gif")
+"""What of a run's artifacts stands beside a table; the film of a video is a GIF."""
 
 
 @dataclass(kw_only=True)
@@ -284,7 +286,7 @@ def _row_panels(record: SweepRecord, places: Mapping[str, Path]) -> list[tuple[s
         run = cell.runs.get(record.table.value.step, "")
         if row not in found and run in places:
             folder = RunDir(places[run]).artifacts
-            pictures = [folder / name for name, _ in files_below(folder) if name.endswith(".png") and "/" not in name]
+            pictures = [folder / name for name, _ in files_below(folder) if name.endswith(PICTURES) and "/" not in name]
             if pictures:
                 found[row] = pictures
     return [(f"panels/{row}", picture) for row, pictures in found.items() for picture in pictures]

@@ -18,8 +18,10 @@ from sklearn.metrics import adjusted_rand_score
 from jobs import evaluate_video as job
 from jobs import forks, preemption
 from jobs.contract import ExitCode, RunDir
+from jobs.films import NAMES_PX
 from jobs.metrics import METRICS
 from jobs.needs import check_needs
+from jobs.panels import CAPTION
 from jobs.spec import EvaluateSpec, TrainSpec
 from models.video_slots import VideoOutput, VideoSlots, VideoState, signed
 
@@ -110,7 +112,7 @@ def test_that_a_video_model_is_scored_over_time_and_filmed(whole: RunDir) -> Non
     with Image.open(whole.artifacts / "masks.gif") as film:
         assert film.n_frames == FRAMES
     with Image.open(whole.artifacts / "masks.png") as sheet:
-        assert sheet.height / sheet.width == pytest.approx(3 * 4 / FRAMES)
+        assert (sheet.height - CAPTION) / (sheet.width - NAMES_PX) == pytest.approx(3 * 4 / FRAMES)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from jobs.looks import Look, looks, token_colours
 from jobs.panels import CAPTION, GAP, SLOT_COLUMNS, draw_panel, palette, save_panel
+from jobs.picture_file import Shown, shown
 from jobs.plots import kept_by_objects, save_kept_slots
 from models.slot_model import SlotOutput
 
@@ -99,6 +100,30 @@ def test_that_a_row_without_true_masks_has_a_tile_less() -> None:
     whole = np.asarray(draw_panel([look()]))
     assert panel.shape[1] == (3 + 3) * tile
     np.testing.assert_array_equal(panel, np.concatenate([whole[:, :tile], whole[:, 2 * tile :]], axis=1))
+
+
+def said(looks: list[Look], path: Path) -> Shown | None:
+    save_panel(looks, path)
+    with Image.open(path) as picture:
+        return shown(picture)
+
+
+def test_that_a_file_says_what_it_shows_and_where_its_images_end(tmp_path: Path) -> None:
+    tile = 96 + 2 * GAP
+    found = said([look(), replace(look(), sentence="lift up the red cube"), look()], tmp_path / "a.png")
+    ends = (tile, 2 * tile + CAPTION, 3 * tile + CAPTION)
+    assert found == Shown(text="image, true masks, predicted masks, reconstruction, each slot", ends=ends)
+    blind = said([replace(look(), labels_HW=None)], tmp_path / "a.png")
+    assert blind == Shown(text="image, predicted masks, reconstruction, each slot", ends=(tile,))
+    tokens = said([token_look(slots=33)], tmp_path / "a.png")
+    assert tokens is not None
+    assert tokens.text == "image, true masks, predicted masks, target tokens, reconstruction, the 11 slots that own most"
+    draw_panel([look()]).save(tmp_path / "silent.png")
+    with Image.open(tmp_path / "silent.png") as picture:
+        assert shown(picture) is None
+    draw_panel([look()]).save(tmp_path / "foreign.gif", comment=b"by hand")
+    with Image.open(tmp_path / "foreign.gif") as picture:
+        assert shown(picture) is None
 
 
 def test_that_tokens_are_coloured_in_the_targets_basis() -> None:

@@ -203,7 +203,8 @@ def record(**more) -> SweepRecord:
 def test_that_a_sweep_has_one_record_with_note_and_pictures_that_is_renewed(uri, root, make, memory_cursors):
     make.steps("r1", last=2)
     (root / "runs" / "r1" / "artifacts").mkdir()
-    (root / "runs" / "r1" / "artifacts" / "panel.png").write_bytes(b"picture")
+    for name in ("panel.png", "masks.gif", "notes.txt"):
+        (root / "runs" / "r1" / "artifacts" / name).write_bytes(b"picture")
     facts = [make.facts("r1")]
     assert ship(uri, root, facts, memory_cursors, [record()]).sweeps == 1
     assert ship(uri, root, facts, memory_cursors, [record()]).sweeps == 0
@@ -213,7 +214,7 @@ def test_that_a_sweep_has_one_record_with_note_and_pictures_that_is_renewed(uri,
     tracker = MlflowTracker(uri, root)
     stored = SweepRecord.from_json(tracker.download_text(found[0].id, "sweep.json"))
     assert stored.runs["r1"].tracker_run == tracked(uri, root, "r1").id
-    assert set(tracker.artifacts(found[0].id)) == {"sweep.json", "panels/a/panel.png"}
+    assert set(tracker.artifacts(found[0].id)) == {"sweep.json", "panels/a/panel.png", "panels/a/masks.gif"}
 
 
 def test_that_a_factorial_has_a_record_without_pictures_per_row(uri, root, make, memory_cursors):
