@@ -62,9 +62,18 @@ class Objective(nn.Module):
         error: Tensor = (output.reconstruction.float() - targets.float()).square()
         return error.flatten(1).mean(dim=1)
 
-    def image_terms(self, output: Any, inputs: Inputs) -> ImageTerms | None:
+    def image_terms(self, output: Any, inputs: Any) -> ImageTerms | None:
         """The extra loss of every image by itself; None when there is none."""
         return None
+
+    def pooled_rows(self, output: Any, inputs: Any) -> Float[Tensor, "N K D"]:
+        """What `slot_terms` is given of these images (of all images where the batch is pooled), with gradient: their slots."""
+        slots_NKD: Tensor = output.slots_BKD
+        return slots_NKD
+
+    def no_rows(self, noise_0KZ: Float[Tensor, "0 K Z"]) -> Float[Tensor, "0 K D"]:
+        """`pooled_rows` of no images at all, given their noise: a rank without a share of the batch pools with the others."""
+        return noise_0KZ
 
     def pooled_text(self, inputs: Inputs) -> Float[Tensor, "B T"] | None:
         """What `slot_terms` must be told of every image's sentence beside its slots, without gradient; None for nothing."""

@@ -45,6 +45,10 @@ class VideoLoss(Objective):
         """Mean squared error of every clip over frames, colours and pixels, in `signed` units; targets are clips in [0, 1]."""
         return (output.reconstruction - signed(targets.float())).square().flatten(1).mean(dim=1)
 
+    def pooled_rows(self, output: VideoOutput, inputs: Inputs) -> Float[Tensor, "N K D"]:
+        """The slots of all frames, one frame below the other."""
+        return output.slots_BTKD.flatten(0, 1)
+
     def image_terms(self, output: VideoOutput, inputs: Inputs) -> ImageTerms | None:
         """The weighted extra loss of every clip, and its parts before their weights; None when no term has a weight.
 
