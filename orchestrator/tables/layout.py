@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from orchestrator.tables.folding import absent_notes, absent_rows, effect_notes, mean_notes, verdict_notes
 from orchestrator.tables.model import (
     Block,
     EffectKind,
@@ -45,12 +46,27 @@ class Grid:
 
 
 def grids(model: TableModel) -> list[Grid]:
-    """One grid per block, the main one first, each followed by its effects; a factorial table is its effects alone."""
+    """One grid per block, the main one first, each followed by its effects; a factorial table is its effects alone.
+
+    Many rows that have no number for one and the same reason are a footnote, which stands once.
+    """
     found: list[Grid] = []
     for block in model.blocks:
-        found.extend([_grid(model, block)] if model.means_shown else [])
-        found.extend([_effects_grid(block, block.effects)] if block.effects is not None else [])
-    return [*found, _verdicts_grid(model.hypotheses, model.columns)] if model.hypotheses else found
+        absent = absent_rows(model.rows, block) if model.means_shown else {}
+        left_out = frozenset(row.option for rows in absent.values() for row in rows)
+        if model.means_shown:
+            notes = (*absent_notes(absent), *mean_notes(block, model.rows, model.columns))
+            found.append(_grid(model, block, left_out, notes))
+        if block.effects is not None:
+            grid = _effects_grid(block, block.effects, left_out, effect_notes(block.effects, model.rows))
+            found.extend([grid] if grid.rows or grid.footnotes else [])  # without any number the means say why
+    if model.hypotheses:
+        found.append(_verdicts_grid(model.hypotheses, model.columns))
+    said: set[str] = set()
+    for i, grid in enumerate(found):
+        found[i] = replace(grid, footnotes=tuple(note for note in grid.footnotes if note not in said))
+        said.update(grid.footnotes)
+    return found
 
 
 def titled(model: TableModel) -> bool:
@@ -68,7 +84,7 @@ def legend(model: TableModel) -> str:
     return "; ".join(words)
 
 
-def _grid(model: TableModel, block: Block) -> Grid:
+def _grid(model: TableModel, block: Block, left_out: Container[str], footnotes: tuple[str, ...]) -> Grid:
     with_paper = {j for j in range(len(model.columns)) if any(row[j].paper is not None for row in block.cells)}
     with_notes = any(row.note for row in model.rows)
     header = [Word(text="")]
@@ -78,6 +94,8 @@ def _grid(model: TableModel, block: Block) -> Grid:
             header.extend([Word(text="paper"), Word(text="delta")])
     rows: list[tuple[Word, ...]] = []
     for heading, cells in zip(model.rows, block.cells, strict=True):
+        if heading.option in left_out:
+            continue
         line = [Word(text=heading.label)]
         for j, cell in enumerate(cells):
             line.extend(_words(cell, digits=block.digits, with_paper=j in with_paper))
@@ -89,7 +107,7 @@ def _grid(model: TableModel, block: Block) -> Grid:
         header=tuple(header),
         rows=tuple(rows),
         left=frozenset({0, len(header) - 1} if with_notes else {0}),
-        footnotes=block.footnotes,
+        footnotes=footnotes,
     )
 
 
@@ -98,12 +116,14 @@ def direction(block: Block) -> str:
     return "" if block.better == "neutral" else f" ({block.better} is better)"
 
 
-def _effects_grid(block: Block, effects: Effects) -> Grid:
+def _effects_grid(block: Block, effects: Effects, left_out: Container[str], footnotes: tuple[str, ...]) -> Grid:
     with_notes = any(line.note for line in effects.lines)
     header = ["", *(column.label or "difference" for column in effects.columns), *(["note"] if with_notes else [])]
     rows: list[tuple[Word, ...]] = []
     for line in effects.lines:
         paired = line.kind is EffectKind.ROW
+        if paired and line.option in left_out:
+            continue
         words = [Word(text=line.label)]
         for one in line.estimates:
             hint = "" if one.se is None else f"standard error {one.se!r}, {one.dof} degrees of freedom"
@@ -114,7 +134,7 @@ def _effects_grid(block: Block, effects: Effects) -> Grid:
         header=tuple(Word(text=text) for text in header),
         rows=tuple(rows),
         left=frozenset({0, len(header) - 1} if with_notes else {0}),
-        footnotes=effects.footnotes,
+        footnotes=footnotes,
     )
 
 
@@ -141,7 +161,7 @@ def _verdicts_grid(hypotheses: Sequence[HypothesisResult], columns: Sequence[Hea
         header=tuple(Word(text=text) for text in header),
         rows=tuple(rows),
         left=frozenset({0, *range(1, len(header), 2)}),
-        footnotes=tuple(note for one in hypotheses for note in one.footnotes),
+        footnotes=verdict_notes(hypotheses, columns),
     )
 
 
