@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from plain_parts import plain_semantic
+from plain_parts import area_means, plain_semantic
 from torch import Tensor
 
 from models.part_terms import (
@@ -74,7 +74,7 @@ def test_that_the_semantic_error_is_the_plain_form(resolution: int, side: int, f
     assert energy > 1
     assert_same(
         lambda masks, basis: semantic_error(masks, basis, features, shown, resolution=resolution),
-        lambda masks, basis: plain_semantic(masks, basis, features, shown, resolution),
+        lambda masks, basis: plain_semantic(masks, basis, features, shown, resolution, pool=area_means),
         masks,
         basis,
         scale=energy,
@@ -210,7 +210,7 @@ def test_that_the_identity_warp_costs_nothing() -> None:
 
 
 def test_that_a_model_that_is_equivariant_under_a_translation_costs_nothing() -> None:
-    """Logits that are linear in the colours of their own pixel alone, as fine as the image: 0, thus uniform, where it is black."""
+    """Logits that are linear in the colours of their own pixel alone, as fine as the image: 0, so uniform, where it is black."""
     images, colours = torch.rand(1, 3, 32, 32, generator=seeded(0)), torch.randn(4, 3, generator=seeded(1)) * 3
     moved = torch.zeros_like(images)
     moved[..., 5:, :-3] = images[..., :-5, 3:]  # down by 5, left by 3
