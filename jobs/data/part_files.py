@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,6 +115,10 @@ def numbers(path: Path, line: int, words: list[str], *, count: int, expected: st
 def open_rgb(path: Path, *, hint: str) -> Image.Image:
     """Decode an image to RGB, as its file holds it (an orientation tag is not followed).
 
+    Args:
+        path: the file.
+        hint: what to do when it is missing.
+
     Raises:
         DataError: missing, not an image, or truncated.
     """
@@ -129,24 +134,30 @@ def image_size(path: Path, *, hint: str) -> tuple[int, int]:
     """Width and height from an image file's head; raises DataError when it is missing or not an image."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as opened:
-            return opened.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot be read ({error})", place=Place(file=str(path)), expected="an image", hint=hint) from error
+    with _named(path, hint), Image.open(path) as opened:
+        return opened.size
 
 
 def _decoded(path: Path, mode: str, hint: str) -> Image.Image:
     from PIL import Image
 
+    with _named(path, hint), Image.open(path) as opened:
+        return opened.convert(mode)
+
+
+@contextmanager
+def _named(path: Path, hint: str) -> Iterator[None]:
+    """Turns what Pillow raises into DataError."""
+    from PIL import Image
+
     place = Place(file=str(path))
     try:
-        with Image.open(path) as opened:
-            return opened.convert(mode)
+        yield
     except FileNotFoundError as error:
         raise DataError("no such file", place=place, expected="an image", hint=hint) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot be decoded ({error})", place=place, expected="a whole image", hint=hint) from error
+        again = "the file is damaged: copy it again"
+        raise DataError(f"cannot be decoded ({error})", place=place, expected="a whole image", hint=again) from error
 
 
 @dataclass(frozen=True, kw_only=True)

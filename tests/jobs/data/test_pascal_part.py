@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -373,6 +375,17 @@ def test_that_content_follows_lists_and_annotations_and_not_the_place(
     no_images(moved)
     with pytest.raises(DataError, match="no such folder"):
         pascal_part_content_hash(moved)
+
+
+def test_that_the_login_node_needs_no_heavy_library(folder: Path) -> None:
+    code = (
+        "import sys; from jobs.data_spec_parts import PascalPartSpec; assert not {'numpy', 'torch'} & set(sys.modules)\n"
+        "from pathlib import Path\n"
+        "from jobs.data import celeba, cub, pascal_part\n"
+        "pascal_part.pascal_part_content_hash(Path(sys.argv[1]))\n"
+        "assert not {'torch', 'scipy', 'PIL', 'av'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=120)
 
 
 @pytest.mark.parametrize(
