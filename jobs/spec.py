@@ -24,6 +24,7 @@ from models.spec import (
 )
 from models.spec_base import Spec, added, location
 from models.spec_language import ClipSpec, LanguageSlotsSpec, SemanticObjective
+from models.spec_parts import PartSlotsSpec, PartsObjective
 from models.spec_video import VideoObjective, VideoSlotsSpec
 
 SCHEMA_VERSION = 1
@@ -206,8 +207,24 @@ class TrainSpec(Spec):
         if clip.frames < 2:
             if model.recurrence is not None and model.recurrence.predictor is not None:
                 problems.append("model.recurrence.predictor works between frames: clip.frames is 1, it must be 2 or more")
+            if model.encoder_time != "none":
+                problems.append(
+                    f"model.encoder_time {model.encoder_time} works between frames: clip.frames is 1, it must be 2 or more"
+                )
             if objective.future_masks or objective.future_slots or objective.perceptual:
                 problems.append("the objective's terms compare frames: clip.frames is 1, it must be 2 or more")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> TrainSpec:
+        model, objective = self.model, self.objective
+        if isinstance(objective, PartsObjective) != isinstance(model, PartSlotsSpec):
+            raise ValueError(f"model.kind part_slots and objective.kind parts go together, not {model.kind} and {objective.kind}")
+        problems = objective.problems(model) if isinstance(objective, PartsObjective) and isinstance(model, PartSlotsSpec) else []
+        if self.optimizer.trunk_rate is not None and not isinstance(model, PartSlotsSpec):
+            problems.append(f"optimizer.trunk_rate is for model.kind part_slots, not {model.kind}: set it to null")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -1,7 +1,7 @@
 """Owns slot attention on clips: per frame or recurrent, with its start of every frame and the state carried from clip to clip.
 
-Encoder and decoder run once over all frames of a clip; only a recurrent model's slot attention goes frame by frame. The
-reconstruction and the slots' colours are in the units of `signed` images.
+Encoder and decoder run once over all frames of a clip; only recurrent slot attention and an encoder's recurrent layers go frame
+by frame. The reconstruction and the slots' colours are in the units of `signed` images.
 
 Legend: B clips, T frames, M = B * T, H x W pixels, N tokens of a frame, C encoder channels, h x w its feature maps, S maps that a
 layer over frames remembers, K slots, D slot size, n = M * K.

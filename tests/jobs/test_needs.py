@@ -135,6 +135,10 @@ def test_that_what_does_not_fit_videos_is_said(spec: TrainSpec, data: Any, probl
         ({"model": SlotAutoencoderSpec(), "objective": {"kind": "reconstruction"}}, "clip is for model.kind video_slots"),
         ({"flip": True}, "clips are not mirrored"),
         ({"clip": WindowSpec(frames=1), "model": LEARNED}, "model.recurrence.predictor works between frames"),
+        (
+            {"clip": WindowSpec(frames=1), "model": VideoSlotsSpec(encoder_time="conv3d")},
+            "model.encoder_time conv3d works between frames",
+        ),
         ({"clip": WindowSpec(frames=1), "objective": VideoObjective(future_masks=1)}, "the objective's terms compare frames"),
         ({"model": VideoSlotsSpec(resolution=16), "objective": VideoObjective(perceptual=1)}, "lpips.net alex takes 31 pixels"),
     ],

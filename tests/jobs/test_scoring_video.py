@@ -29,6 +29,7 @@ MODEL: dict[str, Any] = {
 }  # fmt: skip
 V3 = MODEL | {"recurrence": {"detach_every": 1}}
 V9 = MODEL | {"start": "gaussian_per_slot", "recurrence": {"num_iterations": 1, "predictor": {"kind": "mlp", "hidden": 8}}}
+LSTM, CONV3D = MODEL | {"encoder_time": "conv_lstm"}, MODEL | {"encoder_time": "conv3d"}
 
 
 def toy(count: int = 3) -> ToyVideos:
@@ -92,7 +93,7 @@ def score(model: Any, videos: Any, **changes: Any) -> Scored:
     return score_videos(model, videos, np.arange(videos.count), noise=NoiseSource(name, fixed_KD), **(settings | changes))
 
 
-@pytest.mark.parametrize("config", [MODEL, V3, V9], ids=["V0", "V3", "V9"])
+@pytest.mark.parametrize("config", [MODEL, V3, V9, LSTM, CONV3D], ids=["V0", "V3", "V9", "ConvLSTM", "3-D convolutions"])
 def test_that_scores_depend_on_chunks_and_batches_by_rounding_alone(config: dict[str, Any]) -> None:
     """Where two slots share a pixel alike, rounding decides which of them owns it."""
     model, videos = built(config), toy()
