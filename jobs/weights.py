@@ -1,10 +1,10 @@
-"""Reads frozen weights, from a file or through timm's, open_clip's or torchvision's download, and builds nets with them."""
+"""Reads published weights, from a file or through timm's, open_clip's or torchvision's download, and builds frozen nets."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,23 @@ from torch import Tensor
 from jobs.data.errors import DataError, Place
 from jobs.data.store import file_sha256
 from jobs.weights_file import (
-    TRUNKS,
     AnyWeights,
-    cache_folder,
+    FromTorchvision,
+    config_key,
     download_hint,
     expected_file,
     titled,
-    torch_cache_folder,
+    torchvision_name,
+    weights_cache,
     weights_path,
 )
 from models.backbone import Backbone, BackboneError, build_backbone
 from models.clip_towers import ClipError, ClipTowers, build_clip, check_tag
+from models.feature_net import FeatureNet, FeatureNetError, Layer, build_feature_net
 from models.perceptual import FrameLpips, LpipsError, build_lpips
 from models.spec import BackboneSpec
 from models.spec_language import ClipSpec
+from models.spec_parts import FeatureNetSpec, TrunkSpec
 from models.spec_video import LpipsSpec
 
 WRAPPERS = ("state_dict", "model")
@@ -89,19 +92,34 @@ def load_lpips(spec: LpipsSpec, device: torch.device) -> FrameLpips:
     Raises:
         DataError: weights that are missing, unreadable, changed since the run was planned, or another trunk's.
     """
-    place, state = Place(file="torchvision"), None
-    match spec.weights:
-        case "random":
-            pass
-        case "file":
-            path, state = _checked_file(spec)
-            place = Place(file=str(path))
-        case "pretrained":
-            state = _pretrained_trunk(spec)
+    place, state = _torchvision_state(spec)
     try:
         return build_lpips(spec, state=state).to(device)
     except LpipsError as error:
         raise DataError(str(error), place=place, hint="the file must hold torchvision's own parameters") from error
+
+
+def load_feature_net(spec: FeatureNetSpec, layers: Sequence[Layer], device: torch.device) -> FeatureNet:
+    """The frozen feature net of a configuration, on a device; it yields `layers` (one or more, each once), in this order.
+
+    Raises:
+        DataError: weights that are missing, unreadable, changed since the run was planned, or another net's.
+    """
+    place, state = _torchvision_state(spec)
+    try:
+        return build_feature_net(spec, layers=layers, state=state).to(device)
+    except FeatureNetError as error:
+        hint = f"{config_key(spec)}.path must name torchvision's own parameters of {spec.name}"
+        raise DataError(str(error), place=place, hint=hint) from error
+
+
+def load_trunk_state(spec: TrunkSpec) -> Mapping[str, Tensor] | None:
+    """Torchvision's state dict for the trunk of a configuration, not yet compared with the trunk; None with weights=random.
+
+    Raises:
+        DataError: weights that are missing, unreadable, or changed since the run was planned.
+    """
+    return _torchvision_state(spec)[1]
 
 
 def weights_digest(backbone: torch.nn.Module) -> str:
@@ -177,18 +195,26 @@ def _pretrained_clip(spec: ClipSpec) -> Mapping[str, Tensor]:
         raise _not_here(spec, error) from error
 
 
-def _pretrained_trunk(spec: LpipsSpec) -> Mapping[str, Tensor]:
-    trunk = torchvision.models.get_model_weights(TRUNKS[spec.net])["IMAGENET1K_V1"]
-    try:
-        return dict(trunk.get_state_dict(progress=False, check_hash=True))
-    except Exception as error:  # as above
-        raise _not_here(spec, error) from error
+def _torchvision_state(spec: FromTorchvision) -> tuple[Place, Mapping[str, Tensor] | None]:
+    """Where the weights come from, and torchvision's state dict, None with weights=random."""
+    match spec.weights:
+        case "random":
+            return Place(file="torchvision"), None
+        case "file":
+            path, state = _checked_file(spec)
+            return Place(file=str(path)), state
+        case "pretrained":
+            weights = torchvision.models.get_model_weights(torchvision_name(spec))["IMAGENET1K_V1"]
+            try:
+                return Place(file="torchvision"), dict(weights.get_state_dict(progress=False, check_hash=True))
+            except Exception as error:  # as above
+                raise _not_here(spec, error) from error
 
 
 def _not_here(spec: AnyWeights, error: Exception) -> DataError:
     return DataError(
         f"pretrained weights of {titled(spec)} are not here and cannot be downloaded "
         f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
-        place=Place(file=str(torch_cache_folder(os.environ) if isinstance(spec, LpipsSpec) else cache_folder(os.environ))),
+        place=Place(file=str(weights_cache(spec, os.environ))),
         hint=download_hint(spec),
     )

@@ -1,20 +1,23 @@
-"""Where weights of backbones and LPIPS nets lie, as far as that is known without torch: for the login node and messages."""
+"""Where frozen or published weights lie, as far as that is known without torch: for the login node and messages."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import assert_never
 
 from jobs.clip_tags import QUICK, find_weights, tags_of, uses_quick_gelu
 from jobs.data.errors import DataError, Place
 from jobs.data.store import file_sha256
 from models.spec import AnyBackbone, BackboneSpec
 from models.spec_language import ClipSpec
+from models.spec_parts import FeatureNetSpec, TrunkSpec
 from models.spec_video import LpipsSpec
 
-AnyWeights = AnyBackbone | LpipsSpec
-"""Whatever names frozen weights."""
+FromTorchvision = LpipsSpec | FeatureNetSpec | TrunkSpec
+AnyWeights = AnyBackbone | FromTorchvision
+"""Whatever names weights that somebody else trained."""
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 CACHED_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -26,36 +29,70 @@ CLIP_HINT = (
     "copy a state dict of open_clip's whole model here and set weights=file path=FILE, or run once, on a node with network: "
     "python -c \"import open_clip; open_clip.create_model('{name}', pretrained='{tag}')\" (HF_HOME says where its cache lies)"
 )
-LPIPS_HINT = (
-    "copy torchvision's state dict here and set weights=file path=FILE, or run once, on a node with network: "
+TORCHVISION_HINT = (
+    "copy torchvision's state dict here and set {key}.weights=file {key}.path=FILE, or run once, on a node with network: "
     "python -c \"import torchvision; torchvision.models.{name}(weights='IMAGENET1K_V1')\" (TORCH_HOME says where its cache lies)"
 )
-TRUNKS = {"alex": "alexnet", "vgg": "vgg16"}
+LPIPS_TRUNKS = {"alex": "alexnet", "vgg": "vgg16"}
 """LPIPS net -> torchvision's name of its trunk."""
-TRUNK_FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
-"""As torchvision names its downloads."""
+TORCHVISION_FILES = {
+    "alexnet": "alexnet-owt-7be5be79.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+    "vgg16": "vgg16-397923af.pth",
+    "vgg19": "vgg19-dcbb9e9d.pth",
+}
+"""As torchvision names its downloads of IMAGENET1K_V1."""
+
+
+def torchvision_name(spec: FromTorchvision) -> str:
+    """Its name of the net that the weights belong to."""
+    return LPIPS_TRUNKS[spec.net] if isinstance(spec, LpipsSpec) else spec.name
+
+
+def config_key(spec: AnyWeights) -> str:
+    """Where the configuration says which weights these are."""
+    match spec:
+        case LpipsSpec():
+            return "objective.lpips"
+        case FeatureNetSpec():
+            return "objective.features"
+        case TrunkSpec():
+            return "model.trunk"
+        case BackboneSpec() | ClipSpec():
+            return "backbone"
+        case _:
+            assert_never(spec)
 
 
 def titled(spec: AnyWeights) -> str:
-    """A backbone, or an LPIPS net, as messages name it."""
-    if isinstance(spec, LpipsSpec):
-        return f"LPIPS's trunk {TRUNKS[spec.net]}"
-    if isinstance(spec, BackboneSpec) or spec.weights != "pretrained":
-        return spec.name
-    return f"{spec.name} ({spec.pretrained})"
+    """What the weights belong to, as messages name it."""
+    match spec:
+        case LpipsSpec():
+            return f"LPIPS's trunk {torchvision_name(spec)}"
+        case FeatureNetSpec():
+            return f"the feature net {spec.name}"
+        case TrunkSpec():
+            return f"the trunk {spec.name}"
+        case BackboneSpec():
+            return spec.name
+        case ClipSpec():
+            return f"{spec.name} ({spec.pretrained})" if spec.weights == "pretrained" else spec.name
+        case _:
+            assert_never(spec)
 
 
 def expected_file(spec: AnyWeights) -> str:
     """What a file of its weights holds, for messages."""
-    if isinstance(spec, LpipsSpec):
-        return f"a state dict of torchvision's {TRUNKS[spec.net]}"
+    if isinstance(spec, FromTorchvision):
+        return f"a state dict of torchvision's {torchvision_name(spec)}"
     return f"a state dict of {'timm' if isinstance(spec, BackboneSpec) else 'open_clip'}'s {spec.name}"
 
 
 def download_hint(spec: AnyWeights) -> str:
     """What to do where pretrained weights are missing and there is no network."""
-    if isinstance(spec, LpipsSpec):
-        return LPIPS_HINT.format(name=TRUNKS[spec.net])
+    if isinstance(spec, FromTorchvision):
+        return TORCHVISION_HINT.format(name=torchvision_name(spec), key=config_key(spec))
     if isinstance(spec, BackboneSpec):
         return TIMM_HINT.format(name=spec.name)
     return CLIP_HINT.format(name=spec.name, tag=spec.pretrained)
@@ -78,7 +115,7 @@ def weights_path(spec: AnyWeights) -> Path:
     """
     assert spec.path is not None  # the spec has a path with weights=file
     path = Path(spec.path).expanduser()
-    place, key = Place(file=str(path)), "objective.lpips.path" if isinstance(spec, LpipsSpec) else "backbone.path"
+    place, key = Place(file=str(path)), f"{config_key(spec)}.path"
     expected = f"{expected_file(spec)} ({', '.join(SUFFIXES)})"
     if path.suffix not in SUFFIXES:
         raise DataError(f"suffix {path.suffix!r}", place=place, expected=expected, hint=f"{key} must name a state dict")
@@ -102,8 +139,10 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     return Path(home).expanduser() / "hub"
 
 
-def torch_cache_folder(environ: Mapping[str, str]) -> Path:
-    """Where torchvision keeps what it downloads."""
+def weights_cache(spec: AnyWeights, environ: Mapping[str, str]) -> Path:
+    """Where torchvision, or else Hugging Face's client, keeps what it downloads."""
+    if not isinstance(spec, FromTorchvision):
+        return cache_folder(environ)
     home = environ.get("TORCH_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
     return Path(home).expanduser() / "hub" / "checkpoints"
 
@@ -114,8 +153,8 @@ def cached_weights(spec: AnyWeights, environ: Mapping[str, str]) -> Path | None:
     Without timm only its naming is known (`timm/<name>`, any tag when the name has none): the few models that timm takes from
     others' repositories are not found here although they may be there. Of open_clip's the table is read (jobs.clip_tags).
     """
-    if isinstance(spec, LpipsSpec):
-        path = torch_cache_folder(environ) / TRUNK_FILES[spec.net]
+    if isinstance(spec, FromTorchvision):
+        path = weights_cache(spec, environ) / TORCHVISION_FILES[torchvision_name(spec)]
         return path if path.exists() else None
     if isinstance(spec, ClipSpec):
         weights = None if spec.pretrained is None else find_weights(spec.name, spec.pretrained)
@@ -175,8 +214,7 @@ def check_weights(spec: AnyWeights, environ: Mapping[str, str]) -> list[str]:
             found = cached_weights(spec, environ)
             if found is not None:
                 return [f"{titled(spec)} from {found}"]
-            folder = torch_cache_folder(environ) if isinstance(spec, LpipsSpec) else cache_folder(environ)
             return [
-                f"{titled(spec)} is not in {folder}: the job will try to download it",
+                f"{titled(spec)} is not in {weights_cache(spec, environ)}: the job will try to download it",
                 "hint: " + download_hint(spec),
             ]

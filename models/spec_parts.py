@@ -186,6 +186,11 @@ class PartsObjective(Spec):
         """Whether a second, warped view of each image is needed."""
         return self.equivariance > 0 or self.landmarks > 0
 
+    @property
+    def looks_at_features(self) -> bool:
+        """Whether the feature net is needed."""
+        return self.semantic > 0 or self.compactness > 0 or self.contrast > 0
+
     def problems(self, model: PartSlotsSpec) -> list[str]:
         """Why this cannot train the model, one sentence each."""
         found = []

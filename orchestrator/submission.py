@@ -16,6 +16,7 @@ from jobs.environment import fingerprint
 from jobs.spec import CountSpec, EmbedSpec, FrozenRun, PrepareSpec, TrainSpec
 from models.spec import AnyBackbone, BackboneSpec
 from models.spec_language import ClipSpec
+from models.spec_parts import FeatureNetSpec, PartSlotsSpec, PartsObjective, TrunkSpec
 from models.spec_video import LpipsSpec, VideoObjective
 from orchestrator import workspace
 from orchestrator.errors import Problem, UserError
@@ -37,6 +38,8 @@ def checkout() -> Path:
 
 Folder = CocoSpec | ClipsSpec | VideoFilesSpec
 """Data that are folders of the user's."""
+Weights = AnyBackbone | LpipsSpec | FeatureNetSpec | TrunkSpec
+"""Of nets that somebody else trained."""
 COCO_HINT = (
     "a folder with train2017/, val2017/ and annotations/instances_{train,val}2017.json (README, COCO); "
     "without it `data=coco_mini` makes a miniature"
@@ -52,8 +55,8 @@ VIDEOS_HINT = (
 FOLDER_HINTS = {"coco": COCO_HINT, "clips": CLIPS_HINT, "video_files": VIDEOS_HINT}
 """By kind of data set: what must be a folder."""
 WEIGHTS_HINT = (
-    "give the file that holds the backbone's parameters, "
-    "or take weights=pretrained (timm's or open_clip's download) with path=null"
+    "give the file that holds the net's parameters, "
+    "or take weights=pretrained (timm's, open_clip's or torchvision's download) with path=null"
 )
 
 
@@ -90,7 +93,7 @@ def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
 
     problems: list[Problem] = []
     warnings: dict[str, None] = {}
-    looked_at: set[Folder | AnyBackbone | LpipsSpec] = set()
+    looked_at: set[Folder | Weights] = set()
     for run in made.runs.values():
         for key, spec in _inputs(run):
             if spec in looked_at or (run.known is not None and run.known.state is RunState.DONE):
@@ -112,8 +115,8 @@ def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
     return list(warnings)
 
 
-def _inputs(run: PlannedRun) -> Iterator[tuple[str, Folder | AnyBackbone | LpipsSpec]]:
-    """The folder of data, the backbone or the LPIPS net that a run reads, and the key of the configuration that names it."""
+def _inputs(run: PlannedRun) -> Iterator[tuple[str, Folder | Weights]]:
+    """The folder of data and the weights that a run reads, each with the key of the configuration that names it."""
     match run.spec:
         case PrepareSpec(data=CocoSpec() | ClipsSpec() | VideoFilesSpec() as data):
             yield "data.path", data
@@ -123,6 +126,10 @@ def _inputs(run: PlannedRun) -> Iterator[tuple[str, Folder | AnyBackbone | Lpips
             yield "online", online
         case TrainSpec(objective=VideoObjective(lpips=lpips, perceptual=weight)) if weight > 0:
             yield "objective.lpips", lpips
+        case TrainSpec(model=PartSlotsSpec(trunk=trunk), objective=PartsObjective() as objective):
+            yield "model.trunk", trunk
+            if objective.looks_at_features:
+                yield "objective.features", objective.features
 
 
 def make_plan(path: Path, store: Store | None, *, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> Plan:

@@ -272,9 +272,10 @@ class _Planning:
         A job starts in its run directory, where a path relative to the user's would lead nowhere.
         """
         problems: list[Problem] = []
-        objective = config.get("objective")
         parts = {name: config.get(name) for name in ("data", "backbone", "online")}
-        parts["objective.lpips"] = objective.get("lpips") if isinstance(objective, dict) else None
+        for group, name in (("objective", "lpips"), ("objective", "features"), ("model", "trunk")):
+            within = config.get(group)
+            parts[f"{group}.{name}"] = within.get(name) if isinstance(within, dict) else None
         for name, part in parts.items():
             if isinstance(part, dict) and isinstance(part.get("path"), str):
                 kind = " ".join(str(part[key]) for key in ("kind", "format") if key in part) if name == "data" else WEIGHTS

@@ -15,6 +15,7 @@ from jobs.data.coco_generator import write_miniature
 from jobs.data_spec import CocoGeneratorSpec, VideoFilesSpec
 from jobs.spec import AnyJob, EmbedSpec, PrepareSpec, TrainSpec, WindowSpec
 from models.spec_language import ClipSpec, LanguageSlotsSpec
+from models.spec_parts import FeatureNetSpec, PartSlotsSpec, PartsObjective, TrunkSpec
 from models.spec_video import LpipsSpec, VideoObjective, VideoSlotsSpec
 from orchestrator.errors import UserError
 from orchestrator.submission import check_inputs
@@ -187,6 +188,35 @@ def test_that_an_lpips_net_is_looked_at_when_its_term_has_a_weight(tmp_path: Pat
     ) as caught:
         check_inputs(plan_with(1.0, weights="file", path=str(tmp_path / "absent.pth")), environ)
     assert caught.value.problems[0].where == "words.yaml: one: objective.lpips"
+
+
+def test_that_a_trunk_and_a_feature_net_are_looked_at_when_a_term_needs_them(tmp_path: Path) -> None:
+    def plan_with(trunk: TrunkSpec, features: FeatureNetSpec, **weights: float) -> Any:
+        objective = PartsObjective(features=features, **weights)
+        return plan_of(TrainSpec.model_construct(model=PartSlotsSpec(trunk=trunk), objective=objective))
+
+    environ, cache = {"TORCH_HOME": str(tmp_path)}, tmp_path / "hub" / "checkpoints"
+    warnings = check_inputs(plan_with(TrunkSpec(name="resnet101"), FeatureNetSpec()), environ)
+    assert warnings[::2] == [
+        f"warning: {one} is not in {cache}: the job will try to download it"
+        for one in ("the trunk resnet101", "the feature net vgg19")
+    ]
+    assert "torchvision.models.resnet101(weights=" in warnings[1]
+    assert "set objective.features.weights=file" in warnings[3]
+    unseen = check_inputs(plan_with(TrunkSpec(), FeatureNetSpec(), semantic=0.0, concentration=1.0), environ)
+    assert [line for line in unseen if "vgg19" in line] == []
+    assert len(unseen) == 2
+    cache.mkdir(parents=True)
+    (cache / "resnet50-0676ba61.pth").write_bytes(b"0")
+    (cache / "vgg19-dcbb9e9d.pth").write_bytes(b"0")
+    assert check_inputs(plan_with(TrunkSpec(), FeatureNetSpec()), environ) == []
+    absent = {"weights": "file", "path": str(tmp_path / "absent.pth")}
+    with pytest.raises(UserError) as caught:
+        check_inputs(plan_with(TrunkSpec(**absent), FeatureNetSpec(**absent)), environ)
+    assert [(problem.where, problem.hint) for problem in caught.value.problems] == [
+        ("words.yaml: one: model.trunk", "model.trunk.path must be a readable file"),
+        ("words.yaml: one: objective.features", "objective.features.path must be a readable file"),
+    ]
 
 
 def test_that_folders_of_videos_are_looked_at(tmp_path: Path) -> None:
