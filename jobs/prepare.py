@@ -32,21 +32,24 @@ from jobs.data.coco import CocoSource, coco_manifest, open_coco
 from jobs.data.coco_generator import write_miniature
 from jobs.data.coco_store import CocoManifest, CocoStore
 from jobs.data.errors import DataError, Place
+from jobs.data.part_store import PartManifest, PartSource, PartStore, part_rows
+from jobs.data.parts import PartDataSpec, PartFilesSpec, open_parts, parts_content_hash
 from jobs.data.source import RecordSource, check_ranges, content_hash, open_source
 from jobs.data.store import MANIFEST, SPLITS, ImageStore, Manifest, SplitName, StoreManifest, write_manifest
 from jobs.data.video_store import VideoManifest, prepare_videos
 from jobs.data.writer import StoreWriter, sprite_rows
 from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, RecordRange, ToyClevrSpec, ToyVideoSpec, VideoFilesSpec
+from jobs.data_spec_parts import ToyCreaturesSpec
 from jobs.journal import JournalWriter
 from jobs.spec import PrepareSpec
 
-StoredSpec = MultiDSpritesSpec | CocoSpec
+StoredSpec = MultiDSpritesSpec | CocoSpec | PartDataSpec
 """Data that become arrays."""
 SourceSpec = ToyClevrSpec | ClipsSpec | ToyVideoSpec | VideoFilesSpec
 """Data of which only a manifest is written."""
 CHUNK_RECORDS = 500
 CHUNK_IMAGES = 100
-"""Of COCO: one or two seconds of decoding on one core."""
+"""Of COCO and of data with parts: one or two seconds of decoding on one core."""
 STORE_NAME = "store"
 """The store's place below a run's output."""
 CHECKPOINT_EVERY_S = 5.0
@@ -169,8 +172,8 @@ def prepare(
         Records done. Equal to the number of all records if and only if `output` is there, whole.
 
     Raises:
-        DataError: bad input (see jobs.data.source and jobs.data.coco), a scratch directory that lost earlier work, or
-            another output.
+        DataError: bad input (see jobs.data.source, jobs.data.coco and jobs.data.parts), a scratch directory that lost earlier
+            work, or another output.
         OSError: the disk is full or went away.
     """
     data = spec.data
@@ -229,13 +232,17 @@ def _open_input(data: StoredSpec, work: Path, *, workers: int, should_stop: Call
         with open_source(data) as source:
             yield SpriteInput(manifest=expected_manifest(data), chunks=tuple(chunks(data)), source=source)
         return
+    if isinstance(data, PartDataSpec):
+        parts = open_parts(data)
+        yield PartInput(manifest=parts.manifest, chunks=tuple(image_chunks(parts.manifest.counts)), source=parts)
+        return
     folder = work / "coco" if data.path is None else Path(data.path).expanduser()
     if data.generator is not None and not write_miniature(data.generator, folder, should_stop=should_stop):
         yield None
         return
     with open_coco(data, folder, workers=workers) as coco:
         counts = {split: len(coco.images[split]) for split in SPLITS}
-        yield CocoInput(manifest=coco_manifest(data, counts), chunks=tuple(coco_chunks(counts)), source=coco)
+        yield CocoInput(manifest=coco_manifest(data, counts), chunks=tuple(image_chunks(counts)), source=coco)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +273,20 @@ class CocoInput:
         return self.source.rows(chunk.split, at=chunk.at, count=chunk.count)
 
 
-def coco_chunks(counts: Mapping[SplitName, int]) -> Iterator[Chunk]:
+@dataclass(frozen=True, kw_only=True)
+class PartInput:
+    """Images with parts as an `Input`."""
+
+    manifest: PartManifest
+    chunks: tuple[Chunk, ...]
+    source: PartSource
+
+    def read(self, chunk: Chunk, *, should_stop: Callable[[], bool]) -> Mapping[str, npt.NDArray[Any]] | None:
+        """As the protocol says; does not look at `should_stop`: a chunk takes a second or two."""
+        return part_rows(chunk.split, self.source.read(chunk.split, chunk.at, chunk.count))
+
+
+def image_chunks(counts: Mapping[SplitName, int]) -> Iterator[Chunk]:
     """Cut both splits into chunks, the training images first."""
     done = 0
     for split in SPLITS:
@@ -301,9 +321,15 @@ def _write_state(folder: Path, done: int) -> None:
     (folder / "state.json").write_text(json.dumps({"records": done}), encoding="utf-8")
 
 
-def _store_manifest(data: StoredSpec, path: Path) -> Manifest | CocoManifest:
+def _store_manifest(data: StoredSpec, path: Path) -> Manifest | CocoManifest | PartManifest:
     """The manifest of a store of the kind that `data` becomes; raises DataError when it is damaged or of another kind."""
-    return CocoStore.open(path).manifest if isinstance(data, CocoSpec) else ImageStore.open(path).manifest
+    match data:
+        case MultiDSpritesSpec():
+            return ImageStore.open(path).manifest
+        case CocoSpec():
+            return CocoStore.open(path).manifest
+        case _:
+            return PartStore.open(path).manifest
 
 
 def _finished(data: StoredSpec, output: Path) -> int | None:
@@ -324,10 +350,11 @@ def _finished(data: StoredSpec, output: Path) -> int | None:
 
 def _check_content(data: StoredSpec) -> None:
     """Refuse files that are not those that the run was planned with."""
-    if data.path is None or data.content is None:
+    if isinstance(data, ToyCreaturesSpec) or data.path is None or data.content is None:
         return
     path = Path(data.path).expanduser()
-    if (found := content_hash(path)) != data.content:
+    found = parts_content_hash(data.kind, path) if isinstance(data, PartFilesSpec) else content_hash(path)
+    if found != data.content:
         raise DataError(
             f"sha256 is {found}",
             place=Place(file=str(path)),
