@@ -10,9 +10,20 @@ from collections.abc import Mapping
 NOISE_SD = "_noise_sd"
 """Suffix of a score's standard deviation over the evaluation's noise seeds."""
 
+OF_PARTS: Mapping[str, str] = {
+    "eval/fg_nmi": "nmi over the pixels of true parts; of keypoints when only the parts compete for them",
+    "eval/foreground_iou": "IoU of all parts together and the object, mean over images",
+    "eval/part_miou": "IoU of true parts under one matching with slots for the whole test set, mean over parts, then images",
+    "eval/part_miou_by_image": "part_miou with a matching of its own for each image",
+    "eval/identity_gap": "part_miou_by_image minus part_miou: what slots that mean other parts in other images cost",
+    "eval/parts_used": "parts that own at least 1 % of an image, mean over images",
+}
+"""Of part models, besides `nmi`, `ari` and `fg_ari`, which they have over all pixels of the test set at once: all these also by
+SCOPS' hard background rule, as `<score>_hard`."""
+
 SCORES: Mapping[str, str] = {
     "eval/fg_ari": "adjusted Rand index over foreground pixels, mean over images (of a video: over its frames, then videos)",
-    "eval/ari": "adjusted Rand index over all pixels, mean over images",
+    "eval/ari": "adjusted Rand index over all pixels, mean over images (of part models: over the whole test set at once)",
     "eval/mbo": "mean best overlap: per object the best slot's IoU, mean over objects, then images",
     "eval/miou": "IoU under the best one-to-one matching of objects and slots",
     "eval/corloc_mask": "share of images in which some object is found with IoU above 0.5",
@@ -30,7 +41,7 @@ SCORES: Mapping[str, str] = {
     "eval/pair_f1": "harmonic mean of an image's pair precision and recall, mean over images",
     "eval/purity": "accuracy of foreground pixels under the best one-to-one matching of objects and slots",
     "eval/ami": "adjusted mutual information over foreground pixels, mean over images",
-    "eval/nmi": "normalised mutual information over foreground pixels, mean over images",
+    "eval/nmi": "normalised mutual information of foreground pixels, mean over images (part models: all pixels of the test set)",
     "eval/kept_slots": "slots that a gate keeps, mean over images (all of them without a gate)",
     "eval/mse": "mean squared reconstruction error (video models: of images in [-1, 1], as in training)",
     "eval/fg_ari_single_object": "fg_ari over the images with exactly one object (each scores 0 or 1)",
@@ -59,6 +70,14 @@ SCORES: Mapping[str, str] = {
     "eval/slots_used": "slots that own at least 1 % of a frame, mean over frames, then videos",
     "eval/largest_share": "share of a frame that its largest slot owns, mean over frames, then videos",
     "eval/mask_entropy": "entropy of the masks over log(slots), mean over pixels, frames, videos (0: hard masks)",
+    **OF_PARTS,
+    **{
+        f"eval/{name}_hard": f"{name} by SCOPS' hard background rule"
+        for name in ("nmi", "ari", "fg_ari", *(name.removeprefix("eval/") for name in OF_PARTS))
+    },
+    "eval/mask_vectors": "mask vectors of an image that differ by more than 1e-5 on the model's own grid, mean over images",
+    "eval/keypoint_error": "distance of keypoints from a linear map of part centres, in percent of the object's box or the image",
+    "eval/landmark_nme": "distance of landmarks from a map of standardised part centres, in percent of the distance of the eyes",
 }
 """Scores of an evaluation: each is a mean over noise seeds and has a `_noise_sd` companion."""
 
@@ -84,6 +103,14 @@ METRICS: Mapping[str, Mapping[str, str]] = {
         "train/future_masks": "squared error of the next frame's masks as predicted from a frame's, before its weight (clips)",
         "train/future_slots": "squared error of the next frame's slot reconstructions, likewise, before its weight",
         "train/perceptual": "LPIPS between a slot's reconstructions in two frames, before its weight",
+        "train/semantic": "squared error of the frozen net's features as parts explain them, before its weight (part models)",
+        "train/concentration": "spread of a part's mask about its centre, before its weight",
+        "train/equivariance": "KL between masks of a warped image and warped masks, before its weight, nats",
+        "train/landmarks": "squared distance of part centres in both, before its weight",
+        "train/orthonormality": "squared distance of the normalised basis from orthonormal rows, before its weight",
+        "train/compactness": "variance of features within a part, before its weight",
+        "train/contrast": "contrastive term of parts across images, before its weight, nats",
+        "train/colour_variance": "variance of RGB within a part, before its weight",
         "train/sparsity": "the weighted penalty on kept slots",
         "train/kept_slots": "slots that a gate keeps, mean over the batch",
         "train/keep_probability": "probability of keeping a slot before the gate's noise, mean over slots and batch",
@@ -91,12 +118,15 @@ METRICS: Mapping[str, Mapping[str, str]] = {
         "train/grad_norm": "global gradient norm before clipping",
         "valid/fg_ari": "fg_ari on the validation images",
         "valid/video_fg_ari": "fg_ari over all frames of a video at once, mean over the validation videos",
+        "valid/nmi": "normalised mutual information of parts over all pixels of the validation images at once",
+        "valid/fg_nmi": "valid/nmi over the pixels of true parts",
         "valid/mse": "mean squared reconstruction error on the validation images",
     },
     "evaluate": {
         **SCORES,
         **{name + NOISE_SD: f"standard deviation over noise seeds of: {meaning}" for name, meaning in SCORES.items()},
         "eval/images": "number of images scored",
+        "eval/fit_images": "number of training images from whose part centres keypoints are regressed",
         "eval/images_without_objects": "number of images without an object under the protocol's masks",
         "eval/videos": "number of videos scored",
         "eval/videos_without_objects": "number of videos without an object in any frame",

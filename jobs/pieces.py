@@ -11,12 +11,13 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from jobs import films, panels, plots
+from jobs import films, panels, part_panels, plots
 from jobs.attempt import Finished, Run, Superseded
 from jobs.contract import write_atomically
 from jobs.data.sampler import share
@@ -24,6 +25,9 @@ from jobs.distributed import Group, leave_together
 from jobs.scoring import Scored, mean_scores
 from jobs.spec import EvaluateSpec, TrainSpec
 from jobs.watchdog import Watchdog
+
+Means = Callable[[dict[str, np.ndarray]], dict[str, float]]
+"""Columns [N] of all images -> scores."""
 
 
 @dataclass(kw_only=True)
@@ -48,10 +52,10 @@ class Progress:
             slots_N = scored.per_image["kept_slots"].round().astype(int)
             self.kept.update(zip(scored.objects_N.tolist(), slots_N.tolist(), strict=True))
 
-    def finish(self, noise_seed: int) -> None:
-        """Average a noise seed's pieces."""
+    def finish(self, noise_seed: int, means: Means = mean_scores) -> None:
+        """Make scores of a noise seed's pieces."""
         whole = {name: np.concatenate([piece[name] for piece in self.pieces]) for name in self.pieces[0]}
-        self.per_seed[str(noise_seed)] = mean_scores(whole)
+        self.per_seed[str(noise_seed)] = means(whole)
         self.pieces = []
 
     def save(self, folder: Path) -> None:
@@ -103,6 +107,7 @@ def joined(parts: list[Scored], *, keep: int) -> Scored:
         objects_N=np.concatenate([part.objects_N for part in parts]),
         kept=[look for part in parts for look in part.kept][:keep],
         films=[film for part in parts for film in part.films][:keep],
+        parts=[look for part in parts for look in part.parts][:keep],
     )
 
 
@@ -146,6 +151,10 @@ class Pieces(ABC):
     def counts(self) -> dict[str, float]:
         """How many were scored, and without what."""
 
+    def means(self, per_image: dict[str, np.ndarray]) -> dict[str, float]:
+        """Scores of a noise seed from the columns of all its images, in order."""
+        return mean_scores(per_image)
+
     def pieces(self) -> list[tuple[int, int]]:
         """(noise seed, first image) of each piece, in order."""
         return [(seed, start) for seed in self.noise_seeds for start in range(0, self.count, self.piece_size)]
@@ -171,8 +180,9 @@ class Pieces(ABC):
                 continue
             self.progress.add(scored, first_seed=noise_seed == pieces[0][0])
             if position + 1 == len(pieces) or pieces[position + 1][0] != noise_seed:
-                self.progress.finish(noise_seed)
+                self.progress.finish(noise_seed, self.means)
             panels.save_panel(scored.kept, self.run.run_dir.artifacts / "masks.png")
+            part_panels.save_part_panel(scored.parts, self.run.run_dir.artifacts / "masks.png")
             films.save_films(scored.films, self.run.run_dir.artifacts)
             self.run.checkpoint(position + 1, self.progress.save)
 

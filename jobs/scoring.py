@@ -16,11 +16,13 @@ import torch
 from jobs import grounding
 from jobs.films import Film
 from jobs.looks import Look, looks
+from jobs.part_panels import PartLook
 from jobs.protocols import LabelSet, ProtocolName, Truth, by_protocol, label_table, predicted_ids
 from jobs.randomness import standard_normal
 from jobs.samples import Pixels, Samples
 from models import clustering, scores
 from models.clip_pixels import denormalised
+from models.part_types import PartInputs
 from models.slot_model import ConditionedInputs, Inputs, SlotModel, SlotOutput
 
 GATE_VALUES = 2
@@ -39,6 +41,8 @@ class Scored:
     kept: list[Look] = field(default_factory=list)
     films: list[Film] = field(default_factory=list)
     """Of videos, in place of looks."""
+    parts: list[PartLook] = field(default_factory=list)
+    """Of part models, in place of looks."""
 
     def means(self) -> dict[str, float]:
         """As `mean_scores`."""
@@ -135,7 +139,9 @@ def _read(
     samples: Samples, images: np.ndarray, device: torch.device, *, told: np.ndarray | None = None
 ) -> tuple[Inputs, torch.Tensor]:
     unmirrored = np.zeros(len(images), dtype=np.bool_)
-    return samples.convert(tuple(one.to(device) for one in samples.read(images, unmirrored, told)))
+    inputs, targets = samples.convert(tuple(one.to(device) for one in samples.read(images, unmirrored, told)))
+    assert not isinstance(inputs, PartInputs)  # part models have scores of their own (jobs.scoring_parts)
+    return inputs, targets
 
 
 def _looks(

@@ -91,7 +91,7 @@ def parts_used(ids_BHW: Integer[Tensor, "B H W"], *, num_slots: int) -> Float[Te
     """How many parts, the background left out, own at least USED_SHARE of an image's pixels."""
     anything_BHW = torch.zeros_like(ids_BHW)
     counts_BK = scores.contingency(anything_BHW, ids_BHW, num_labels=1, num_predictions=num_slots)[:, 0]
-    return (counts_BK[:, 1:] >= USED_SHARE * ids_BHW[0].numel()).sum(dim=1).double()
+    return (counts_BK[:, 1:] >= USED_SHARE * ids_BHW.shape[1] * ids_BHW.shape[2]).sum(dim=1).double()
 
 
 def point_tables(
