@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from jobs.data.sampler import StepSampler, share
 from jobs.randomness import standard_normal
 from jobs.samples import Samples
+from models.part_types import PartInputs
 from models.slot_model import Inputs
 
 
@@ -26,8 +27,9 @@ class Batch(NamedTuple):
     Of videos B counts clips of T frames, and noise is [B,T,K,Z].
     """
 
-    inputs: Inputs
-    """What the model sees: float32 images [B,3,H,W] in [0, 1], clips [B,T,3,H,W], tokens [B,N,C], or tokens with a sentence."""
+    inputs: Inputs | PartInputs
+    """What the model sees: float32 images [B,3,H,W] in [0, 1], clips [B,T,3,H,W], tokens [B,N,C], tokens with a sentence, or
+    images with what a part model's objective needs."""
     targets: torch.Tensor
     """What is to be reconstructed: the inputs themselves, or images [B,3,T,T] in [0, 1]."""
     noise_BKZ: torch.Tensor

@@ -1,4 +1,4 @@
-"""Typed configurations of data sets, one kind each; torch-free."""
+"""Typed configurations of data sets, one kind each (images with parts: data_spec_parts.py); torch-free."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from jobs.data_spec_parts import CelebaSpec, CubSpec, PascalPartSpec, ToyCreaturesSpec
 from models.spec_base import Spec, added, location
 
 
@@ -225,5 +226,15 @@ class VideoFilesSpec(Spec):
 
 
 DataSpec = Annotated[
-    MultiDSpritesSpec | CocoSpec | ToyClevrSpec | ClipsSpec | ToyVideoSpec | VideoFilesSpec, Field(discriminator="kind")
+    MultiDSpritesSpec
+    | CocoSpec
+    | ToyClevrSpec
+    | ClipsSpec
+    | ToyVideoSpec
+    | VideoFilesSpec
+    | ToyCreaturesSpec
+    | PascalPartSpec
+    | CubSpec
+    | CelebaSpec,
+    Field(discriminator="kind"),
 ]

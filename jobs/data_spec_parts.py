@@ -200,3 +200,10 @@ class CelebaSpec(Spec):
 def _check_path(path: str) -> None:
     if not path.strip():
         raise ValueError("path is empty; give the folder of the original files, or use kind toy_creatures, which needs none")
+
+
+PartFilesSpec = PascalPartSpec | CubSpec | CelebaSpec
+"""Folders of the user's."""
+PART_FILES = ("pascal_part", "cub", "celeba")
+"""Their kinds."""
+PartDataSpec = ToyCreaturesSpec | PartFilesSpec

@@ -1,4 +1,4 @@
-"""Score one training run on held-out images or videos, with several noise seeds. A run of its own, preemptible per piece."""
+"""Score one training run on held-out data, with several noise seeds. A run of its own, preemptible per piece."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from jobs import ranks
 from jobs.attempt import Finished, Refused, Run
 from jobs.data.clip_store import ClipStore
 from jobs.data.coco_store import CocoStore
+from jobs.data.part_store import PartStore
 from jobs.data.store import ImageStore
 from jobs.data.video_store import VideoStore
 from jobs.distributed import Group, join
+from jobs.evaluate_parts import PartEvaluation
 from jobs.evaluate_video import VideoEvaluation
 from jobs.inputs import images_of, needed_run, open_samples, open_store
 from jobs.pieces import Pieces
@@ -128,4 +130,6 @@ def _evaluation(run: Run, spec: EvaluateSpec, group: Group, watchdog: Watchdog) 
         assert isinstance(model, VideoSlots)
         videos = store.videos("test")
         return VideoEvaluation(run=run, spec=spec, group=group, watchdog=watchdog, trained=trained, videos=videos, model=model)
+    if isinstance(store, PartStore):
+        return PartEvaluation(run=run, spec=spec, group=group, watchdog=watchdog, trained=trained, store=store, model=model)
     return ImageEvaluation(run=run, spec=spec, group=group, watchdog=watchdog, trained=trained, store=store, model=model)

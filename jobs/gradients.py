@@ -6,7 +6,7 @@ global batch on every rank: gradient enters through this rank's own rows, and si
 on each of the W ranks, that term is divided by W and the slots' gradient multiplied by W before the sum over ranks.
 Sentences that such a term needs are gathered like the slots, without gradient.
 With accumulation the slots are computed twice: first without gradient to pool them, then micro-batch by micro-batch, each
-receiving its rows of the pooled term's gradient.
+receiving its rows of the pooled term's gradient. What an objective pools may be other rows than slots (`pooled_rows`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from jobs.batches import Batch
 from jobs.data.sampler import share
 from jobs.distributed import Group
 from models.objectives import Objective
+from models.part_types import PartInputs, PartOutput
 from models.slot_model import ConditionedInputs, Inputs, SlotOutput
 from models.video_slots import VideoOutput
 
-Forward = Callable[[Inputs, torch.Tensor], SlotOutput | VideoOutput]
+AnyInputs = Inputs | PartInputs
+Forward = Callable[[Any, torch.Tensor], SlotOutput | VideoOutput | PartOutput]
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -39,16 +41,11 @@ class _ScaleGradient(torch.autograd.Function):
         return gradient * ctx.factor, None
 
 
-def _rows_of(inputs: Inputs, rows: slice) -> Inputs:
-    return inputs.rows(rows) if isinstance(inputs, ConditionedInputs) else inputs[rows]
+def _rows_of(inputs: AnyInputs, rows: slice) -> AnyInputs:
+    return inputs.rows(rows) if isinstance(inputs, ConditionedInputs | PartInputs) else inputs[rows]
 
 
-def _slots_of(output: SlotOutput | VideoOutput) -> torch.Tensor:
-    """Final slots [B,K,D]; of clips those of all their frames, one frame below the other."""
-    return output.slots_BTKD.flatten(0, 1) if isinstance(output, VideoOutput) else output.slots_BKD
-
-
-def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[slice, Inputs, torch.Tensor, torch.Tensor]]:
+def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[slice, Any, torch.Tensor, torch.Tensor]]:
     """(rows, inputs, targets, noise) of each part."""
     count = batch.noise_BKZ.shape[0]
     for part in range(min(parts, max(1, count))):
@@ -63,7 +60,7 @@ def _pooled(
     world = group.world_size
     scaled_BKD = slots_BKD if world == 1 else _ScaleGradient.apply(slots_BKD, float(world))  # type: ignore[no-untyped-call]
     everything_BKD = group.gather_rows(scaled_BKD, batch.rows, batch.total)
-    local_BT = objective.pooled_text(batch.inputs)
+    local_BT = None if isinstance(batch.inputs, PartInputs) else objective.pooled_text(batch.inputs)
     text_BT = None if local_BT is None else group.gather_rows(local_BT.detach(), batch.rows, batch.total)
     terms = objective.slot_terms(everything_BKD, step=step, text_BT=text_BT)
     return terms.total / world, {name: part.detach() / world for name, part in terms.parts.items()}
@@ -82,14 +79,17 @@ def step_gradients(
 
     if batch.noise_BKZ.shape[0] == 0:  # more ranks than images in an epoch's last batch
         if pools:  # the others pool with us, and our share of the head's gradient is due
-            total, parts = _pooled(objective, batch.noise_BKZ, batch, group, step)
+            total, parts = _pooled(objective, objective.no_rows(batch.noise_BKZ), batch, group, step)
             if total.requires_grad:
                 total.backward()  # type: ignore[no-untyped-call]
             sums |= {"loss": total.detach(), **parts}
         return sums
     if pools and accumulation > 1:
         with torch.no_grad(), group.autocast():
-            found = [_slots_of(forward(inputs, noise)).float() for _, inputs, _, noise in _micro_batches(batch, accumulation)]
+            found = [
+                objective.pooled_rows(forward(inputs, noise), inputs).float()
+                for _, inputs, _, noise in _micro_batches(batch, accumulation)
+            ]
         leaf_BKD = torch.cat(found).requires_grad_()
         total, parts = _pooled(objective, leaf_BKD, batch, group, step)
         total.backward()  # type: ignore[no-untyped-call]
@@ -110,15 +110,16 @@ def step_gradients(
                 add(name, part_B.sum() / batch.total)
         if slots_gradient is not None:
             add("loss", loss)
-            loss = loss + (_slots_of(output).float() * slots_gradient[rows]).sum()
+            loss = loss + (objective.pooled_rows(output, inputs).float() * slots_gradient[rows]).sum()
         elif pools:
-            term, parts = _pooled(objective, _slots_of(output).float(), batch, group, step)
+            term, parts = _pooled(objective, objective.pooled_rows(output, inputs).float(), batch, group, step)
             loss = loss + term
             add("loss", loss)
             for name, part in parts.items():
                 add(name, part)
         else:
-            terms = objective.slot_terms(_slots_of(output), step=step, text_BT=objective.pooled_text(inputs))
+            rows_BKD = objective.pooled_rows(output, inputs)
+            terms = objective.slot_terms(rows_BKD, step=step, text_BT=objective.pooled_text(inputs))
             weight = noise_BKZ.shape[0] / batch.total
             loss = loss + terms.total * weight
             add("loss", loss)

@@ -11,17 +11,22 @@ from jobs.contract import RunDir
 from jobs.data.clip_store import ClipStore
 from jobs.data.coco_store import CocoStore
 from jobs.data.features import FeatureStore, StoredFeatures
+from jobs.data.part_store import PartStore
 from jobs.data.store import ImageStore, SplitName
 from jobs.data.text_features import TextStore
 from jobs.data.video import ClipWindows
 from jobs.data.video_store import VideoStore
 from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, ToyClevrSpec, ToyVideoSpec, VideoFilesSpec
+from jobs.data_spec_parts import CelebaSpec, CubSpec, PascalPartSpec, ToyCreaturesSpec
 from jobs.samples import ImageSamples, LanguageSamples, OnlineSamples, Pixels, Samples, TokenSamples, Towers, VideoSamples
+from jobs.samples_parts import PartSamples
 from jobs.spec import AnyJob, EmbedSpec, FrozenRun, PrepareSpec, TrainSpec, WindowSpec
+from models.part_objective import feature_layers
 from models.spec import BackboneSpec, CocoAdaptiveDecoder, DinosaurSpec
 from models.spec_language import ClipSpec, LanguageSlotsSpec, NoText2Slot, SemanticObjective, TransformerText2Slot
+from models.spec_parts import PartsObjective
 
-Store = ImageStore | CocoStore | ClipStore | VideoStore
+Store = ImageStore | CocoStore | ClipStore | VideoStore | PartStore
 
 
 def needed_run(run: Run, kind: str) -> tuple[RunDir, AnyJob]:
@@ -47,13 +52,15 @@ def open_store(run: Run) -> Store:
             return ClipStore.open(path, prepared.data)
         case ToyVideoSpec() | VideoFilesSpec():
             return VideoStore.open(path, prepared.data)
+        case ToyCreaturesSpec() | PascalPartSpec() | CubSpec() | CelebaSpec():
+            return PartStore.open(path)
         case _:
             assert_never(prepared.data)
 
 
 def images_of(store: Store, split: SplitName) -> Pixels:
     """The images of a split, uint8 [N,S,S,3]; of videos their first frames."""
-    return store.split(split).images if isinstance(store, ImageStore) else store.images(split)
+    return store.split(split).images if isinstance(store, ImageStore | PartStore) else store.images(split)
 
 
 def open_samples(
@@ -66,6 +73,9 @@ def open_samples(
     if isinstance(store, VideoStore):
         assert spec.clip is not None  # a model of videos has it
         return video_samples(store, split, spec.clip, seed=spec.seed)
+    if isinstance(store, PartStore):
+        assert isinstance(spec.objective, PartsObjective)  # as above
+        return _part_samples(store, split, spec.objective, seed=spec.seed, device=device)
     if isinstance(store, ClipStore) and isinstance(spec.model, LanguageSlotsSpec):
         return _language_samples(run, spec, spec.model, store, split, device, like=like)
     if not isinstance(store, CocoStore) or not isinstance(spec.model, DinosaurSpec):
@@ -93,6 +103,27 @@ def video_samples(store: VideoStore, split: SplitName, clip: WindowSpec, *, seed
     videos = store.videos(split)
     windows = ClipWindows(seed=seed, video_frames=videos.video_frames, clip_frames=clip.frames, frame_step=clip.step)
     return VideoSamples(videos=videos, windows=windows)
+
+
+def _part_samples(
+    store: PartStore, split: SplitName, objective: PartsObjective, *, seed: int, device: torch.device
+) -> PartSamples:
+    """Training samples: with foregrounds, features and second views as far as the objective needs them."""
+    truth = objective.foreground == "truth"
+    if truth and not store.manifest.has_foreground:
+        raise Refused("objective.foreground is truth, and the data have no masks of the object: set it to none")
+    net = None
+    if layers := feature_layers(objective):
+        from jobs.weights import load_feature_net  # brings timm and open_clip, which take seconds to import
+
+        net = load_feature_net(objective.features, layers, device)
+    found = store.split(split)
+    return PartSamples(
+        images_NSS3=found.images,
+        foreground_NSS=found.foreground if truth else None,
+        net=net,
+        warp_seed=seed if objective.warps else None,
+    )
 
 
 def _language_samples(

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from jobs import environment, films, panels, scoring
+from jobs import environment, films, panels, part_panels, scoring
 from jobs.attempt import Run
 from jobs.batches import Batch, StepDataset, step_batches
 from jobs.checkpoint import Checkpoint
 from jobs.data.clip_store import ClipStore
 from jobs.data.coco_store import CocoStore
+from jobs.data.part_store import PartStore
 from jobs.data.sampler import StepSampler
 from jobs.data.store import ImageStore
 from jobs.data.video_store import VideoStore
@@ -26,17 +27,20 @@ from jobs.optimizer import learning_rate, set_rate
 from jobs.protocols import label_set
 from jobs.samples import Samples
 from jobs.scoring import Scored
+from jobs.scoring_parts import PartTruth, pooled_means, score_parts
 from jobs.scoring_video import NoiseSource, score_videos
 from jobs.spec import TrainSpec, WarmStartSpec
-from jobs.state import WEIGHTS, TrainState, loss_parts
+from jobs.state import WEIGHTS, TrainState, loss_names
 from jobs.warm_start import read_weights, warm_start
 from jobs.watchdog import Watchdog
 from models.video_slots import VideoSlots
 
 log = logging.getLogger("jobs")
 
-VALIDATED = ("fg_ari", "video_fg_ari", "mse")
+VALIDATED: tuple[str, ...] = ("fg_ari", "video_fg_ari", "mse")
 """Scores of the short look at held-out images or videos."""
+OF_PARTS = ("nmi", "fg_nmi")
+"""Of part models."""
 CLIP_STRIDE = 13
 """Of clips the short look sees every 13th frame: neighbours resemble each other, and 13 visits all places of a clip's 34."""
 
@@ -146,7 +150,7 @@ class Training:
             step=state.step + 1,
             accumulation=spec.runtime.accumulation,
         )
-        names = ["loss", "mse", *loss_parts(spec)]
+        names = loss_names(spec)
         zero = torch.zeros((), device=self.group.device)
         local = torch.stack([sums.get(name, zero).float() for name in names])
         totals = self.group.sum_gradients(state.parameters(), local)
@@ -207,13 +211,23 @@ class Training:
         if self.run.journal is None:
             return
         look = self.spec.validation
-        scored = self._look_at_videos(self.store) if isinstance(self.store, VideoStore) else self._look_at_images(self.store)
-        means = scored.means()
-        seen = {f"valid/{name}": means[name] for name in VALIDATED if not math.isnan(means.get(name, math.nan))}
+        names = VALIDATED
+        match self.store:
+            case VideoStore() as store:
+                scored = self._look_at_videos(store)
+                means = scored.means()
+            case PartStore() as store:
+                scored, names = self._look_at_parts(store), OF_PARTS
+                means = pooled_means(scored.per_image)
+            case store:
+                scored = self._look_at_images(store)
+                means = scored.means()
+        seen = {f"valid/{name}": means[name] for name in names if not math.isnan(means.get(name, math.nan))}
         self.run.journal.metrics(self.state.step, seen)
         if self.state.step // look.every_steps % look.panel_every == 0:
             picture = self.run.run_dir.artifacts / f"panel-{self.state.step:010d}.png"
             panels.save_panel(scored.kept, picture)
+            part_panels.save_part_panel(scored.parts, picture)
             films.save_sheet(scored.films, picture)
         self.watchdog.beat()
 
@@ -231,6 +245,19 @@ class Training:
             noise_seed=look.noise_seed,
             batch_size=self.spec.batch_size,
             chunk=frames,
+            device=self.group.device,
+            keep=look.panel_images,
+        )
+
+    def _look_at_parts(self, store: PartStore) -> Scored:
+        """Raises DataError as `PartTruth.of`."""
+        look, truth = self.spec.validation, PartTruth.of(store, "test")
+        return score_parts(
+            self.state.model,
+            truth,
+            np.arange(min(look.images, len(truth.split))),
+            noise_seed=look.noise_seed,
+            batch_size=self.spec.batch_size,
             device=self.group.device,
             keep=look.panel_images,
         )

@@ -8,13 +8,17 @@ from typing import Any
 
 from jobs.data.clips_actions import FRAMES
 from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, ToyClevrSpec, ToyVideoSpec, VideoFilesSpec
+from jobs.data_spec_parts import CelebaSpec, CubSpec, PascalPartSpec, ToyCreaturesSpec
 from jobs.spec import AnyJob, EmbedSpec, EvaluateSpec, PrepareSpec, TrainSpec
 from models.spec import AnyBackbone, BackboneSpec, CocoAdaptiveDecoder, DinosaurSpec, SlotAutoencoderSpec, UntrainedScoreSpec
 from models.spec_language import ClipSpec, LanguageSlotsSpec, NoText2Slot, SemanticObjective, TransformerText2Slot
+from models.spec_parts import PartSlotsSpec, PartsObjective
 from models.spec_video import VideoSlotsSpec
 
 CLIP_KINDS = "kind `toy_clevr` or `clips`"
 VIDEO_KINDS = "kind `toy_video` or `video_files`"
+PART_KINDS = "kind `toy_creatures`, `pascal_part`, `cub` or `celeba`"
+PartData = ToyCreaturesSpec | PascalPartSpec | CubSpec | CelebaSpec
 
 NEEDS: dict[str, frozenset[str]] = {
     "count": frozenset(),
@@ -93,6 +97,10 @@ def _data_problems(spec: TrainSpec, prepared: PrepareSpec) -> list[str]:
         return _video_data_problems(spec, data)
     if isinstance(spec.model, VideoSlotsSpec):
         return [f"model.kind video_slots needs data of {VIDEO_KINDS}, not `{data.kind}`"]
+    if isinstance(data, PartData):
+        return _part_data_problems(spec, data)
+    if isinstance(spec.model, PartSlotsSpec):
+        return [f"model.kind part_slots needs data of {PART_KINDS}, not `{data.kind}`"]
     if isinstance(data, ToyClevrSpec | ClipsSpec):
         return _clip_data_problems(spec, data)
     if isinstance(spec.model, LanguageSlotsSpec):
@@ -145,6 +153,19 @@ def _video_data_problems(spec: TrainSpec, data: ToyVideoSpec | VideoFilesSpec) -
     if clip is not None and clip.span > data.video_frames:
         spans = f"clip.frames {clip.frames} with clip.step {clip.step} spans {clip.span} frames"
         problems.append(f"{spans}, data.video_frames is {data.video_frames}")
+    return [problem for problem in problems if problem]
+
+
+def _part_data_problems(spec: TrainSpec, data: PartData) -> list[str]:
+    model, objective = spec.model, spec.objective
+    if not isinstance(model, PartSlotsSpec):
+        return [f"model.kind {model.kind} is not for images with parts: data of kind `{data.kind}`"]
+    problems = [_too_few(spec, data.train_images)] if isinstance(data, ToyCreaturesSpec) else []
+    if model.resolution != data.resolution:
+        side = data.resolution
+        problems.append(f"model.resolution {model.resolution} differs from the data's {side} x {side} images")
+    if isinstance(data, CelebaSpec) and isinstance(objective, PartsObjective) and objective.foreground == "truth":
+        problems.append("objective.foreground is truth, and data of kind `celeba` have no masks of the face: set it to none")
     return [problem for problem in problems if problem]
 
 

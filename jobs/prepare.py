@@ -33,13 +33,13 @@ from jobs.data.coco_generator import write_miniature
 from jobs.data.coco_store import CocoManifest, CocoStore
 from jobs.data.errors import DataError, Place
 from jobs.data.part_store import PartManifest, PartSource, PartStore, part_rows
-from jobs.data.parts import PartDataSpec, PartFilesSpec, open_parts, parts_content_hash
+from jobs.data.parts import open_parts, parts_content_hash
 from jobs.data.source import RecordSource, check_ranges, content_hash, open_source
 from jobs.data.store import MANIFEST, SPLITS, ImageStore, Manifest, SplitName, StoreManifest, write_manifest
 from jobs.data.video_store import VideoManifest, prepare_videos
 from jobs.data.writer import StoreWriter, sprite_rows
 from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, RecordRange, ToyClevrSpec, ToyVideoSpec, VideoFilesSpec
-from jobs.data_spec_parts import ToyCreaturesSpec
+from jobs.data_spec_parts import PartDataSpec, PartFilesSpec, ToyCreaturesSpec
 from jobs.journal import JournalWriter
 from jobs.spec import PrepareSpec
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.data.clips_actions import FRAMES
+from jobs.data_spec_parts import PART_FILES
 
 STEPS = 3
 SPARE = 8
@@ -48,6 +49,13 @@ def _less_data(data: dict[str, Any], *, batch_size: int) -> dict[str, Any]:
             data[key] = min(data[key] or most, most)
             if data["generator"] is not None:
                 data["generator"][made] = min(data["generator"][made], most)
+        return data
+    if data["kind"] == "toy_creatures":
+        for key, most in (("train_images", 2 * batch_size), ("test_images", VALIDATION)):
+            data[key] = min(data[key], most)
+        return data
+    if data["kind"] in PART_FILES:
+        data["max_images"] = min(data["max_images"] or 2 * batch_size, 2 * batch_size)
         return data
     if data["kind"] == "video_files":
         data["max_videos"] = min(data["max_videos"] or 2 * batch_size, 2 * batch_size)

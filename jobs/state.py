@@ -16,10 +16,13 @@ from jobs.randomness import derived_seed
 from jobs.spec import TrainSpec
 from models.build import build_model, build_objective
 from models.objectives import Objective
+from models.part_objective import BY_IMAGE
+from models.part_slots import PartSlots
 from models.semantic import LanguageSizes
 from models.slot_model import SlotModel
 from models.spec import DinosaurSpec
 from models.spec_language import LanguageSlotsSpec, SemanticObjective
+from models.spec_parts import PartSlotsSpec, PartsObjective
 from models.spec_video import VideoObjective, VideoSlotsSpec
 
 PARTS = {
@@ -28,18 +31,24 @@ PARTS = {
     "cosine": ("cosine",),
     "semantic": ("contrastive", "text", "names", "entropy"),
     "video": ("future_masks", "future_slots", "perceptual"),
+    "parts": (*BY_IMAGE, "contrast"),
 }
-"""Named parts of each objective's extra loss; of the last two those whose weight of that name is above 0."""
+"""Named parts of each objective's extra loss; of the last three those whose weight of that name is above 0."""
 WEIGHTS = "model.pt"
 """The trained weights' name below a training run's output."""
 GATE_PARTS = ("sparsity", "kept_slots", "keep_probability")
 
 
+def loss_names(spec: TrainSpec) -> tuple[str, ...]:
+    """Named scalars of a step, in the order in which ranks exchange them; part models reconstruct nothing."""
+    return ("loss", *(() if isinstance(spec.objective, PartsObjective) else ("mse",)), *loss_parts(spec))
+
+
 def loss_parts(spec: TrainSpec) -> tuple[str, ...]:
-    """Named scalars of a step beside loss and mse, in the order in which ranks exchange them."""
+    """Those beside loss and mse."""
     gated = isinstance(spec.model, DinosaurSpec) and spec.model.gate is not None
     parts: tuple[str, ...] = PARTS[spec.objective.kind]
-    if isinstance(spec.objective, SemanticObjective | VideoObjective):
+    if isinstance(spec.objective, SemanticObjective | VideoObjective | PartsObjective):
         parts = tuple(name for name in parts if getattr(spec.objective, name) > 0)
     return parts + (GATE_PARTS if gated else ())
 
@@ -79,9 +88,12 @@ class TrainState:
 
 
 def build_state(spec: TrainSpec, device: torch.device) -> TrainState:
-    """The state before step 0: a function of the spec alone, and of weights that it names (raises DataError as `load_lpips`)."""
+    """The state before step 0: a function of the spec alone, and of weights that it names (raises DataError as jobs.weights)."""
     weights = torch.Generator().manual_seed(derived_seed(spec.seed, "weights") % 2**63)
-    model = build_model(spec.model, generator=weights).to(device)
+    model = build_model(spec.model, generator=weights)
+    if isinstance(spec.model, PartSlotsSpec) and spec.model.trunk.weights != "random":
+        _load_trunk(model, spec.model)
+    model = model.to(device)
     head = torch.Generator().manual_seed(derived_seed(spec.seed, "head") % 2**63)
     slot_size = getattr(spec.model, "slot_size", 1)
     language = None
@@ -102,9 +114,20 @@ def build_state(spec: TrainSpec, device: torch.device) -> TrainState:
         lpips=lpips,
     ).to(device)
     parameters = [*model.parameters(), *objective.parameters()] or [torch.nn.Parameter(torch.zeros(1, device=device))]
+    trunk = model.trunk.parameters() if isinstance(model, PartSlots) else ()
     return TrainState(
-        model=model, objective=objective, optimizer=build_adam(spec.optimizer, parameters, cuda=device.type == "cuda")
+        model=model,
+        objective=objective,
+        optimizer=build_adam(spec.optimizer, parameters, trunk=trunk, cuda=device.type == "cuda"),
     )
+
+
+def _load_trunk(model: SlotModel, spec: PartSlotsSpec) -> None:
+    """The published weights of a part model's trunk, if its spec names any."""
+    from jobs.weights import load_trunk  # as above
+
+    assert isinstance(model, PartSlots)
+    load_trunk(model.trunk, spec.trunk)
 
 
 def save_weights(model: SlotModel, path: Path) -> None:

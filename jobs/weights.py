@@ -30,6 +30,7 @@ from jobs.weights_file import (
 )
 from models.backbone import Backbone, BackboneError, build_backbone
 from models.clip_towers import ClipError, ClipTowers, build_clip, check_tag
+from models.dilated_resnet import DilatedResNet, TrunkError
 from models.feature_net import FeatureNet, FeatureNetError, Layer, build_feature_net
 from models.perceptual import FrameLpips, LpipsError, build_lpips
 from models.spec import BackboneSpec
@@ -120,6 +121,22 @@ def load_trunk_state(spec: TrunkSpec) -> Mapping[str, Tensor] | None:
         DataError: weights that are missing, unreadable, or changed since the run was planned.
     """
     return _torchvision_state(spec)[1]
+
+
+def load_trunk(trunk: DilatedResNet, spec: TrunkSpec) -> None:
+    """Give a part model's trunk the published weights of its configuration; with weights=random it stays as it is.
+
+    Raises:
+        DataError: weights that are missing, unreadable, changed since the run was planned, or another net's.
+    """
+    place, state = _torchvision_state(spec)
+    if state is None:
+        return
+    try:
+        trunk.load_published(state)
+    except TrunkError as error:
+        hint = f"{config_key(spec)}.path must name torchvision's own parameters of {spec.name}"
+        raise DataError(str(error), place=place, hint=hint) from error
 
 
 def weights_digest(backbone: torch.nn.Module) -> str:

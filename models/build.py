@@ -7,6 +7,7 @@ from typing import assert_never
 import torch
 from torch import nn
 
+from models.build_parts import build_part_slots
 from models.build_video import build_video_objective, build_video_slots
 from models.decoders import CocoAdaptive, FullResolution, Upsampling
 from models.dinosaur import Dinosaur, token_adapter
@@ -15,6 +16,7 @@ from models.image_decoder import ImageDecoder
 from models.initialisation import Weights
 from models.language_slots import LanguageSlots, TokenEncoder
 from models.objectives import Cosine, Covariance, Objective, ProjectionHead, Reconstruction
+from models.part_objective import build_parts_objective
 from models.patch_mlp import PatchMlp
 from models.patch_transformer import PatchTransformer
 from models.perceptual import FrameLpips
@@ -39,6 +41,7 @@ from models.spec import (
 )
 from models.spec_base import FullResolutionDecoder, UpsamplingDecoder
 from models.spec_language import LanguageSlotsSpec, MlpText2Slot, NoText2Slot, SemanticObjective, TransformerText2Slot
+from models.spec_parts import PartSlotsSpec, PartsObjective
 from models.spec_video import VideoObjective, VideoSlotsSpec
 from models.text2slot import SentenceDistribution, SentencePerSlot, SharedPrior, Text2Slot, WordsPerSlot
 
@@ -56,6 +59,8 @@ def build_model(spec: ModelSpec, *, generator: torch.Generator) -> SlotModel:
             return _language_slots(spec, Weights(scheme="covloss", generator=generator))
         case VideoSlotsSpec():
             return build_video_slots(spec, generator=generator)
+        case PartSlotsSpec():
+            return build_part_slots(spec, generator=generator)
         case _:
             assert_never(spec)
 
@@ -89,6 +94,8 @@ def build_objective(
             if video is None:
                 raise ValueError("objective.kind video is for models of clips")
             return build_video_objective(spec, model=video, generator=generator, lpips=lpips)
+        case PartsObjective():
+            return build_parts_objective(spec, num_parts=num_slots - 1, generator=generator)
         case _:
             assert_never(spec)
 

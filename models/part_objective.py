@@ -106,7 +106,7 @@ class PartsLoss(Objective):
                 self._basis(),
                 self._features(inputs)[-1],
                 self._foreground(inputs),
-                resolution=spec.resolution,
+                resolution=spec.resolution or masks_BPHW.shape[-1],
             )
         if spec.concentration:
             parts["concentration"] = concentration(masks_BPHW)

@@ -1,6 +1,6 @@
 """Typed configurations of the image models, of objectives, and what a run may name; torch-free, for the login node.
 
-Those of language-guided and video slots have files of their own (spec_language.py, spec_video.py).
+Those of language-guided, video and part slots have files of their own (spec_language.py, spec_video.py, spec_parts.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from models.spec_base import DecoderSpec, FullResolutionDecoder, Spec, UpsamplingDecoder, added, location
 from models.spec_language import ClipSpec, LanguageSlotsSpec, SemanticObjective
+from models.spec_parts import PartSlotsSpec, PartsObjective
 from models.spec_video import VideoObjective, VideoSlotsSpec
 
 
@@ -173,7 +174,8 @@ class UntrainedScoreSpec(Spec):
 
 
 ModelSpec = Annotated[
-    SlotAutoencoderSpec | UntrainedScoreSpec | DinosaurSpec | LanguageSlotsSpec | VideoSlotsSpec, Field(discriminator="kind")
+    SlotAutoencoderSpec | UntrainedScoreSpec | DinosaurSpec | LanguageSlotsSpec | VideoSlotsSpec | PartSlotsSpec,
+    Field(discriminator="kind"),
 ]
 
 
@@ -217,6 +219,6 @@ class CosineObjective(Spec):
 
 
 ObjectiveSpec = Annotated[
-    ReconstructionObjective | CovarianceObjective | CosineObjective | SemanticObjective | VideoObjective,
+    ReconstructionObjective | CovarianceObjective | CosineObjective | SemanticObjective | VideoObjective | PartsObjective,
     Field(discriminator="kind"),
 ]

@@ -165,8 +165,8 @@ class PartsObjective(Spec):
     """The background slot has a row of the basis of its own; else it explains nothing."""
     semantic: float = Field(default=1.0, ge=0)
     """Of the mean squared error between the features and what masks times basis make of them."""
-    resolution: int = Field(default=32, ge=4)
-    """Side of the grid on which features are compared: 128 is the seed's."""
+    resolution: int | None = Field(default=32, ge=4)
+    """Side of the grid on which features are compared; `null`: that of the images, as the seed has it."""
     concentration: float = Field(default=0.0, ge=0)
     equivariance: float = Field(default=0.0, ge=0)
     """KL between masks of a warped image and warped masks."""
@@ -194,7 +194,7 @@ class PartsObjective(Spec):
     def problems(self, model: PartSlotsSpec) -> list[str]:
         """Why this cannot train the model, one sentence each."""
         found = []
-        if self.resolution > model.resolution:
+        if self.resolution is not None and self.resolution > model.resolution:
             found.append(f"objective.resolution {self.resolution} is above model.resolution {model.resolution}")
         terms = ("semantic", "concentration", "equivariance", "landmarks", "compactness", "contrast", "colour_variance")
         if not any(getattr(self, name) for name in terms):

@@ -12,6 +12,7 @@ from pathlib import Path
 import jobs
 from jobs.data.errors import DataError
 from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, VideoFilesSpec
+from jobs.data_spec_parts import PART_FILES, CelebaSpec, CubSpec, PascalPartSpec
 from jobs.environment import fingerprint
 from jobs.spec import CountSpec, EmbedSpec, FrozenRun, PrepareSpec, TrainSpec
 from models.spec import AnyBackbone, BackboneSpec
@@ -36,7 +37,7 @@ def checkout() -> Path:
     return Path(jobs.__file__).resolve().parent.parent
 
 
-Folder = CocoSpec | ClipsSpec | VideoFilesSpec
+Folder = CocoSpec | ClipsSpec | VideoFilesSpec | PascalPartSpec | CubSpec | CelebaSpec
 """Data that are folders of the user's."""
 Weights = AnyBackbone | LpipsSpec | FeatureNetSpec | TrunkSpec
 """Of nets that somebody else trained."""
@@ -52,7 +53,10 @@ VIDEOS_HINT = (
     "a folder with train/ and test/, or with MOVi's shards and data.format=movi (jobs/data/README.md, videos); "
     "without it `data=toy_video` draws videos of its own"
 )
-FOLDER_HINTS = {"coco": COCO_HINT, "clips": CLIPS_HINT, "video_files": VIDEOS_HINT}
+PARTS_HINT = (
+    "a folder in the original layout (jobs/data/README.md, parts); without it `data=toy_creatures` draws creatures of its own"
+)
+FOLDER_HINTS = {"coco": COCO_HINT, "clips": CLIPS_HINT, "video_files": VIDEOS_HINT} | dict.fromkeys(PART_FILES, PARTS_HINT)
 """By kind of data set: what must be a folder."""
 WEIGHTS_HINT = (
     "give the file that holds the net's parameters, "
@@ -118,7 +122,7 @@ def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
 def _inputs(run: PlannedRun) -> Iterator[tuple[str, Folder | Weights]]:
     """The folder of data and the weights that a run reads, each with the key of the configuration that names it."""
     match run.spec:
-        case PrepareSpec(data=CocoSpec() | ClipsSpec() | VideoFilesSpec() as data):
+        case PrepareSpec(data=data) if isinstance(data, Folder):
             yield "data.path", data
         case EmbedSpec(backbone=backbone):
             yield "backbone", backbone

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import assert_never
 
 from jobs.data.celeba import celeba_content_hash, check_celeba, open_celeba
 from jobs.data.cub import check_cub, cub_content_hash, open_cub
 from jobs.data.part_store import PartSource
 from jobs.data.pascal_part import check_pascal_part, open_pascal_part, pascal_part_content_hash
 from jobs.data.toy_creatures import open_toy_creatures
-from jobs.data_spec_parts import CelebaSpec, CubSpec, PascalPartSpec, ToyCreaturesSpec
-
-PartFilesSpec = PascalPartSpec | CubSpec | CelebaSpec
-"""Folders of the user's."""
-PartDataSpec = ToyCreaturesSpec | PartFilesSpec
-PartFilesKind = Literal["pascal_part", "cub", "celeba"]
+from jobs.data_spec_parts import (
+    CelebaSpec,
+    CubSpec,
+    PartDataSpec,
+    PartFilesSpec,
+    PascalPartSpec,
+    ToyCreaturesSpec,
+)
 
 
 def open_parts(data: PartDataSpec) -> PartSource:
@@ -33,17 +36,16 @@ def open_parts(data: PartDataSpec) -> PartSource:
             assert_never(data)
 
 
-def parts_content_hash(kind: PartFilesKind, folder: Path) -> str:
-    """sha256, in hex, of what makes a folder of one kind what it is; raises DataError when it is not one."""
-    match kind:
-        case "pascal_part":
-            return pascal_part_content_hash(folder)
-        case "cub":
-            return cub_content_hash(folder)
-        case "celeba":
-            return celeba_content_hash(folder)
-        case _:
-            assert_never(kind)
+CONTENT_HASHES: Mapping[str, Callable[[Path], str]] = {
+    "pascal_part": pascal_part_content_hash,
+    "cub": cub_content_hash,
+    "celeba": celeba_content_hash,
+}
+
+
+def parts_content_hash(kind: str, folder: Path) -> str:
+    """sha256, in hex, of what makes a folder of one of PART_FILES what it is; raises DataError when it is not one."""
+    return CONTENT_HASHES[kind](folder)
 
 
 def check_parts(data: PartFilesSpec) -> list[str]:

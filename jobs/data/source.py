@@ -1,7 +1,7 @@
 """Where sprite records come from: the original file or the generator, both through the same TFRecord bytes and reader.
 
-For COCO see jobs.data.coco, for clips jobs.data.clips, for videos jobs.data.video_files; the two questions of the login node,
-`check_source` and `content_hash`, are answered here for all.
+For COCO see jobs.data.coco, for clips jobs.data.clips, for videos jobs.data.video_files, for parts jobs.data.parts; the two
+questions of the login node, `check_source` and `content_hash`, are answered here for all.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jobs.data.sprites import generate
 from jobs.data.store import file_sha256
 from jobs.data.tfrecord import RecordReader, too_few_records, write_records
 from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, SpriteGeneratorSpec, VideoFilesSpec
+from jobs.data_spec_parts import PART_FILES, PartFilesSpec
 
 GENERATE_AT_ONCE = 500
 """Records held in memory by the generator: 16 MB at 64 px."""
@@ -127,11 +128,11 @@ def open_source(spec: MultiDSpritesSpec) -> Iterator[RecordSource]:
         yield FileSource(stream, name=str(path), shape=shape)
 
 
-def check_source(spec: MultiDSpritesSpec | CocoSpec | ClipsSpec | VideoFilesSpec) -> list[str]:
+def check_source(spec: MultiDSpritesSpec | CocoSpec | ClipsSpec | VideoFilesSpec | PartFilesSpec) -> list[str]:
     """Look, on the login node, whether `prepare` can work, reading one record; returns what was found, line by line.
 
     COCO is looked at by `jobs.data.coco.check_coco`, clips by `jobs.data.clips.check_clips`, videos by
-    `jobs.data.video_files.check_videos`.
+    `jobs.data.video_files.check_videos`, images with parts by `jobs.data.parts.check_parts`.
 
     Raises:
         DataError: ranges that overlap; a file that is missing, unreadable, not gzip, or whose first record is of
@@ -149,6 +150,10 @@ def check_source(spec: MultiDSpritesSpec | CocoSpec | ClipsSpec | VideoFilesSpec
         from jobs.data.video_files import check_videos  # as above
 
         return check_videos(spec)
+    if isinstance(spec, PartFilesSpec):
+        from jobs.data.parts import check_parts  # as above
+
+        return check_parts(spec)
     check_ranges(spec)
     total = spec.train.count + spec.test.count
     with open_source(spec) as source:
@@ -175,10 +180,10 @@ def check_ranges(spec: MultiDSpritesSpec) -> None:
 def content_hash(path: Path, *, kind: str = "") -> str:
     """Return the sha256 of a data file, or of COCO's annotation files where `path` is a folder, in hex.
 
-    `kind`: `clips`, or `video_files` and the format behind a space, for the hash of those folders.
+    `kind`: `clips`, one of PART_FILES, or `video_files` and the format behind a space, for the hash of those folders.
 
     Raises:
-        DataError: the file is missing or cannot be read; the folder is not COCO's, or not one of clips or videos.
+        DataError: the file is missing or cannot be read; the folder is not COCO's, or not one of that kind.
     """
     if kind == "clips":
         return clips_content_hash(path)
@@ -186,6 +191,10 @@ def content_hash(path: Path, *, kind: str = "") -> str:
         from jobs.data.video_files import videos_content_hash  # loads image and video libraries
 
         return videos_content_hash(VideoFilesSpec.model_validate({"path": str(path), "format": kind.partition(" ")[2]}))
+    if kind in PART_FILES:
+        from jobs.data.parts import parts_content_hash  # as above
+
+        return parts_content_hash(kind, path)
     if path.is_dir():
         return coco_content_hash(path)
     _open_file(path).close()

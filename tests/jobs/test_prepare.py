@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,12 +23,12 @@ from jobs.data.coco_generator import write_miniature
 from jobs.data.coco_store import CocoStore
 from jobs.data.errors import DataError
 from jobs.data.part_store import PartStore
-from jobs.data.parts import PartDataSpec, open_parts, parts_content_hash
+from jobs.data.parts import open_parts, parts_content_hash
 from jobs.data.source import content_hash, dump_tfrecord
 from jobs.data.store import ImageStore
 from jobs.data.toy_creatures import open_toy_creatures
 from jobs.data_spec import CocoGeneratorSpec, CocoSpec, MultiDSpritesSpec, RecordRange, SpriteGeneratorSpec
-from jobs.data_spec_parts import CubSpec, ToyCreaturesSpec
+from jobs.data_spec_parts import CubSpec, PartDataSpec, ToyCreaturesSpec
 from jobs.preemption import Flag
 from jobs.prepare import chunks, prepare, run_prepare
 from jobs.ranks import Ranks
@@ -506,8 +505,7 @@ CREATURES_TOTAL = 19
 
 
 def with_parts(data: PartDataSpec = CREATURES) -> PrepareSpec:
-    fields: dict[str, Any] = {"data": data}
-    return PrepareSpec.model_construct(**fields)
+    return PrepareSpec(data=data)
 
 
 @pytest.fixture(scope="module")
