@@ -193,7 +193,7 @@ def test_that_an_lpips_net_is_looked_at_when_its_term_has_a_weight(tmp_path: Pat
 def test_that_a_trunk_and_a_feature_net_are_looked_at_when_a_term_needs_them(tmp_path: Path) -> None:
     def plan_with(trunk: TrunkSpec, features: FeatureNetSpec, **weights: float) -> Any:
         objective = PartsObjective(features=features, **weights)
-        return plan_of(TrainSpec.model_construct(model=PartSlotsSpec(trunk=trunk), objective=objective))
+        return plan_of(TrainSpec(model=PartSlotsSpec(trunk=trunk), objective=objective))
 
     environ, cache = {"TORCH_HOME": str(tmp_path)}, tmp_path / "hub" / "checkpoints"
     warnings = check_inputs(plan_with(TrunkSpec(name="resnet101"), FeatureNetSpec()), environ)

@@ -367,6 +367,37 @@ def test_that_videos_and_an_lpips_net_count_by_their_content(planned: Planner) -
     assert (found["prepare"]["data"]["content"], found["train"]["objective"]["lpips"]["content"]) == ("e" * 64, "e" * 64)
 
 
+PARTS = """
+title: parts
+base: [experiment=part_slots, data=toy_creatures]
+axes:
+  method: {p0: {label: P0, set: []}}
+pipeline:
+  prepare: {job: prepare}
+  train: {job: train, needs: [prepare]}
+table: {rows: method, value: {metric: train/loss, step: train}}
+"""
+
+
+def test_that_a_trunk_and_a_feature_net_count_by_their_content(planned: Planner, complaint: Complaint) -> None:
+    def content(kind: str, path: str) -> str:
+        return {"resnet50.pth": "d", "vgg19.pth": "e"}[Path(path).name] * 64
+
+    def at(folder: str) -> list[str]:
+        trunk = ["model.trunk.weights=file", f"model.trunk.path={folder}/resnet50.pth"]
+        return [*trunk, "objective.features.weights=file", f"objective.features.path={folder}/vgg19.pth"]
+
+    here, there = (planned(PARTS, overrides=at(folder), content=content).runs for folder in ("/here", "/there"))
+    assert set(here) == set(there)
+    (train,) = (run.config for run in here.values() if run.kind == "train")
+    assert (train["model"]["trunk"]["content"], train["objective"]["features"]["content"]) == ("d" * 64, "e" * 64)
+    other = planned(PARTS, overrides=at("/here"), content=lambda kind, path: "f" * 64).runs
+    assert set(other) != set(here)
+    said = complaint(lambda: planned(PARTS, overrides=at("/nowhere"), content=content_of))
+    assert "sweeps/s.yaml: train: model.trunk.path: no such file of weights\n  value:   /nowhere/resnet50.pth" in said
+    assert "sweeps/s.yaml: train: objective.features.path: no such file of weights" in said
+
+
 def test_that_missing_weights_and_a_missing_folder_are_both_named(planned: Planner, complaint: Complaint) -> None:
     wrong = ["data=coco", "data.path=/nowhere/coco", "backbone.weights=file", "backbone.path=/nowhere/w.pth"]
     said = complaint(lambda: planned(TWO_STAGES, overrides=wrong[:2], content=content_of))
