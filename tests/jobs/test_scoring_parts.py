@@ -101,7 +101,7 @@ def test_that_the_rules_differ_where_the_background_is_strong(tmp_path: Path) ->
 def test_that_pixels_that_nobody_has_annotated_count_nowhere(tmp_path: Path) -> None:
     def half_known(n: int) -> PartRecord:
         slots, parts = blocks(n), blocks(n)
-        slots[:, SIDE // 2 :] = 0
+        slots[:, SIDE // 2 :] = blocks(n + 1000)[:, SIDE // 2 :]
         parts[:, SIDE // 2 :] = 255
         return record(slots, n, parts)
 
@@ -172,6 +172,25 @@ def test_that_images_to_fit_on_give_centres_alone_under_other_noise(tmp_path: Pa
         assert np.isnan(values_N).all() != name.startswith("centre/"), name
     assert (found[1].per_image["centre/1/x"] != found[0].per_image["centre/1/x"]).all()
     assert (len(found[0].parts), len(found[1].parts)) == (2, 0)
+
+
+def test_that_noise_is_the_images_own(tmp_path: Path) -> None:
+    truth = PartTruth.of(write_store(tmp_path, mistaken(1) * 3), "test")
+    first, last = (
+        score_parts(Painted(), truth, np.array(images), noise_seed=0, batch_size=2, device=CPU).per_image["centre/1/x"]
+        for images in ([0, 1, 2], [1, 2])
+    )
+    assert len(set(first.tolist())) == 3
+    assert first.tolist()[1:] == last.tolist()
+
+
+def test_that_centres_are_columns_by_part_and_axis(tmp_path: Path) -> None:
+    slots = np.zeros((SIDE, SIDE), int)
+    slots[1:3, 10:14], slots[12:14, 4:6] = 1, 2
+    found = scored(write_store(tmp_path, [record(slots, 0)]), Painted(noise=0)).per_image
+    places = {name: float(values_N[0]) for name, values_N in found.items() if name.startswith("centre/")}
+    expected = {"centre/1/x": 11.5, "centre/1/y": 1.5, "centre/2/x": 4.5, "centre/2/y": 12.5}
+    assert places == pytest.approx(expected, abs=1.5)  # soft masks lie everywhere a little
 
 
 def test_that_looks_show_the_images_maps(tmp_path: Path) -> None:
