@@ -126,8 +126,7 @@ def part_contrast(descriptors_BPC: Float[Tensor, "B P C"], *, temperature: float
     flat_nC = descriptors_BPC.flatten(0, 1)
     similar_BPBP = (flat_nC @ flat_nC.T / temperature).view(images, parts, images, parts)
     same_PP = torch.eye(parts, dtype=torch.bool, device=flat_nC.device)[:, None]
-    lowest = torch.finfo(flat_nC.dtype).min  # not -inf, whose gradient is NaN where a single part has no negative
-    others_BP = similar_BPBP.masked_fill(same_PP, lowest).logsumexp(dim=(2, 3))
+    others_BP = similar_BPBP.masked_fill(same_PP, -torch.inf).logsumexp(dim=(2, 3))
     itself_BPB = similar_BPBP.diagonal(dim1=1, dim2=3).transpose(1, 2)
     pairs_BPB = F.softplus(others_BP[:, :, None] - itself_BPB)
     own_B1B = torch.eye(images, dtype=torch.bool, device=flat_nC.device)[:, None]

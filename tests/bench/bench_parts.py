@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 from bench_dinosaur import measure  # noqa: E402  # found through the path above
 from bench_video import trimmed_peak_mib  # noqa: E402
-from plain_parts import plain_semantic  # noqa: E402
+from plain_part_terms import plain_semantic  # noqa: E402
 from steps import Step, held_bytes  # noqa: E402
 
 from models.part_terms import semantic_error  # noqa: E402

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from plain_parts import plain_semantic
+from plain_part_terms import plain_semantic
 from torch import Tensor
 
 from models.feature_net import build_feature_net

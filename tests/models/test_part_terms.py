@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from plain_parts import area_means, plain_semantic
+from plain_part_terms import area_means, plain_semantic
 from torch import Tensor
 
 from models.part_terms import (
