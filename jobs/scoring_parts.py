@@ -84,7 +84,7 @@ class PartTruth:
             raise DataError(
                 "has neither parts nor keypoints: nothing to hold parts against",
                 place=Place(file=str(store.path)),
-                hint="train on it, and give the `evaluate` step data that have some",
+                hint="give the `prepare` step data that have one or the other",
             )
         return cls(
             file=str(store.path / name),
@@ -177,7 +177,8 @@ def _columns(
         maps[rule] = ids_BSS = part_scores.largest(compared_BKSS)
         columns[f"parts_used{rule}"] = part_scores.parts_used(ids_BSS, num_slots=slots)
         if truth.has_foreground:
-            columns[f"foreground_iou{rule}"] = part_scores.foreground_iou(ids_BSS, batch.foreground_BSS.to(device))
+            told_BSS = torch.where(_nothing_known(truth, batch).to(device), 0, ids_BSS)
+            columns[f"foreground_iou{rule}"] = part_scores.foreground_iou(told_BSS, batch.foreground_BSS.to(device))
         if truth.num_labels:
             columns |= _counts(f"pixels{rule}", _pixels(batch, ids_BSS, labels=truth.num_labels, slots=slots))
         else:
@@ -191,6 +192,12 @@ def _centres(output: PartOutput) -> dict[str, Tensor]:
     centres_BP2 = part_scores.part_centres(output.masks_BKHW)
     parts = range(centres_BP2.shape[1])
     return {f"centre/{k + 1}/{name}": centres_BP2[:, k, axis] for k in parts for axis, name in enumerate("xy")}
+
+
+def _nothing_known(truth: PartTruth, batch: TrueBatch) -> Tensor:
+    """Where data with parts say neither a part nor the object, bool [B,S,S]: outside the photograph, on another of its kind."""
+    void_BSS = batch.parts_BSS == VOID if truth.num_labels else torch.zeros_like(batch.foreground_BSS)
+    return void_BSS & ~batch.foreground_BSS
 
 
 def _pixels(batch: TrueBatch, ids_BSS: Tensor, *, labels: int, slots: int) -> Tensor:

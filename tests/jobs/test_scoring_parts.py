@@ -111,6 +111,19 @@ def test_that_pixels_that_nobody_has_annotated_count_nowhere(tmp_path: Path) -> 
     assert found["foreground_iou"] < 1  # the object's mask knows these pixels
 
 
+def test_that_neither_part_nor_object_is_no_mistake_of_the_foreground(tmp_path: Path) -> None:
+    slots, parts = blocks(0), blocks(0)
+    slots[:3], parts[:3] = 1, 255  # as outside a photograph
+    one = record(slots, 0, parts)
+    outside, object_there = (
+        means(write_store(tmp_path / str(k), [replace(one, foreground_SS=(parts % 255 > 0) | ((parts == 255) & k))]))
+        for k in (np.uint8(0), np.uint8(1))
+    )
+    assert outside["foreground_iou"] == object_there["foreground_iou"] == 1.0
+    missed = record(np.where(parts == 255, 0, slots), 0, parts, foreground_SS=(parts > 0).astype(np.uint8))
+    assert means(write_store(tmp_path / "missed", [missed]))["foreground_iou"] < 1
+
+
 def of_points(folder: Path, records: list[PartRecord], **changes: object) -> PartStore:
     void = np.full((SIDE, SIDE), 255, np.uint8)
     there = np.ones((SIDE, SIDE), np.uint8)
