@@ -20,7 +20,6 @@ from jobs.data.toy_creatures_scene import KEYPOINTS, PARTS, Piece, Scene, Textur
 from jobs.data.toy_creatures_warp import pixel_weights, unwarped
 
 Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 
 STRIPE, CHECK, DOT = 0.05, 0.052, 0.062
@@ -50,7 +49,7 @@ def draw_creature(scene: Scene, *, resolution: int) -> PartRecord:
         image_SS3=np.ascontiguousarray((image_3SS * 255 + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0)),
         parts_SS=parts_SS,
         foreground_SS=(parts_SS > 0).astype(np.uint8),
-        keypoints_Q2=keypoints_Q2.astype(np.float32),
+        keypoints_Q2=keypoints_Q2,
         visible_Q=_visible(keypoints_Q2, parts_SS),
         scale_2=np.full(2, resolution, np.float32),
     )
@@ -69,17 +68,17 @@ def _creature_places(scene: Scene, resolution: int) -> tuple[Float32, Float32, f
     )
 
 
-def _keypoints(scene: Scene, resolution: int) -> Float64:
+def _keypoints(scene: Scene, resolution: int) -> Float32:
     """(x, y) [Q, 2] in pixels, centres of pixels at integers."""
     turned_2 = np.array([-scene.scale if scene.mirrored else scene.scale, scene.scale])
     places_Q2 = unwarped(scene.keypoints_Q2 * turned_2 + np.array(scene.shift), scene.warp_C2)
-    return (places_Q2 + 0.5) * resolution - 0.5
+    return ((places_Q2 + 0.5) * resolution - 0.5).astype(np.float32)
 
 
-def _visible(keypoints_Q2: Float64, parts_SS: UInt8) -> UInt8:
+def _visible(keypoints_Q2: Float32, parts_SS: UInt8) -> UInt8:
     """1 where the keypoint's part owns the pixel that it lies in."""
     side = len(parts_SS)
-    column_Q, row_Q = np.floor(keypoints_Q2 + 0.5).astype(np.int64).T
+    column_Q, row_Q = np.floor(keypoints_Q2.astype(np.float64) + 0.5).astype(np.int64).T
     inside_Q = (column_Q >= 0) & (column_Q < side) & (row_Q >= 0) & (row_Q < side)
     owner_Q = parts_SS[np.clip(row_Q, 0, side - 1), np.clip(column_Q, 0, side - 1)]
     part_Q = np.array([PARTS.index(part) + 1 for part in KEYPOINTS.values()])
