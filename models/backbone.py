@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from models.imagenet_pixels import IMAGENET_MEAN, IMAGENET_STD
 from models.spec import BackboneSpec
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 RANDOM_SEED = 0
 """What weights=random is drawn from: the same in every process."""
 NAMED_AT_MOST = 8

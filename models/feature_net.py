@@ -18,12 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from models.imagenet_pixels import IMAGENET_MEAN, IMAGENET_STD
 from models.spec_parts import FeatureNetSpec
 
 Layer = Literal["relu3_2", "relu5_4"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 RANDOM_SEED = 0
 """What weights=random is drawn from: the same in every process."""
 VGG19_ENDS: dict[Layer, int] = {"relu3_2": 13, "relu5_4": 35}

@@ -15,7 +15,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, BackboneError, build_backbone
+from models.backbone import Backbone, BackboneError, build_backbone
+from models.imagenet_pixels import IMAGENET_MEAN, IMAGENET_STD
 from models.spec import BackboneSpec
 
 REPOSITORY = Path(__file__).parents[2]
