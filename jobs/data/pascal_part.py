@@ -276,9 +276,9 @@ def _structs(found: Any, place: Place) -> list[Any]:
 
 
 def _mask(found: Any, place: Place) -> Mask:
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "bui" or found.size == 0:
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "buif":
         shape = list(np.shape(found))
-        raise DataError(f"a mask is {shape}", place=place, expected="whole numbers, one per pixel of the image", hint=MAT_HINT)
+        raise DataError(f"a mask is {shape}", place=place, expected="numbers, one per pixel of the image", hint=MAT_HINT)
     return found.astype(bool)
 
 

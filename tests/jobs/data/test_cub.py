@@ -31,7 +31,7 @@ def bird_mask(image: str) -> np.ndarray:
     width, height = SIZES[image]
     rows, columns = np.indices((height, width))
     distance = np.hypot(rows - 25, columns - 30)
-    return np.select([distance < 8, distance < 12, distance < 15], [255, 153, 102], 0).astype(np.uint8)
+    return np.select([distance < 8, distance < 12, distance < 15], [255, 128, 127], 0).astype(np.uint8)
 
 
 def write(path: Path, text: str) -> None:
@@ -127,6 +127,12 @@ def test_that_without_masks_everything_is_foreground(folder: Path) -> None:
     source = open_cub(spec(folder))
     assert not source.manifest.has_foreground
     assert (source.read("train", 0, 1)[0].foreground_SS == 1).all()
+
+
+def test_that_a_missing_mask_is_named_before_anything_is_decoded(folder: Path) -> None:
+    no_mask(folder)
+    with pytest.raises(DataError, match="no such file\n  expected: the files of all images listed in"):
+        open_cub(spec(folder))
 
 
 def test_that_classes_and_splits_are_those_of_the_lists(folder: Path) -> None:

@@ -157,6 +157,7 @@ def test_that_parts_are_merged_as_the_configuration_says_and_the_longest_prefix_
 
 
 def test_that_small_hidden_and_surplus_objects_are_left_out(folder: Path) -> None:
+    assert open_pascal_part(spec(folder, min_side=20)).manifest.counts == {"train": 3, "test": 2}
     assert open_pascal_part(spec(folder, min_side=21)).manifest.counts == {"train": 1, "test": 1}
     assert open_pascal_part(spec(folder, max_images=2)).manifest.counts == {"train": 2, "test": 2}
     hidden = an_object("horse", mask(21, 11, 23, 19), [])
@@ -185,6 +186,17 @@ def test_that_what_lies_beyond_the_image_is_black_and_not_annotated(folder: Path
     assert (record.foreground_SS[:5] == 0).all()
     assert (record.parts_SS[5:-5, 20:30] == TORSO).all()
     assert (record.parts_SS[5:-5, :20] == 0).all()
+
+
+def test_that_the_box_ends_with_the_last_pixel_and_images_are_resized_bicubically(folder: Path) -> None:
+    silhouette = mask(11, 20, 32, 30).astype(float)
+    write_mat(folder / "Annotations_Part/2008_000002.mat", [an_object("horse", silhouette, [])])
+    [record] = open_pascal_part(spec(folder, resolution=18, pad=0.0)).read("train", 2, 1)
+    # 21 columns and 10 rows: the square of 21 pixels is all of the columns
+    assert (record.foreground_SS.any(axis=0)).all()
+    with Image.open(folder / "JPEGImages/2008_000002.jpg") as image:
+        square = image.crop((11, 14, 32, 35)).resize((18, 18), Image.Resampling.BICUBIC)
+    assert np.array_equal(record.image_SS3, np.asarray(square))
 
 
 def test_that_labels_and_points_are_resized_to_the_nearest_pixel() -> None:
@@ -273,6 +285,11 @@ def no_mask(folder: Path) -> None:
     write_mat(folder / "Annotations_Part/2008_000002.mat", [an_object("horse", np.zeros((0, 0), bool), [])])
 
 
+def cell_mask(folder: Path) -> None:
+    cells = np.full((HEIGHT, WIDTH), "x", dtype=object)
+    write_mat(folder / "Annotations_Part/2008_000002.mat", [an_object("horse", cells, [])])
+
+
 def other_part_size(folder: Path) -> None:
     parts = [("head", mask(1, 1, 2, 2, width=9))]
     write_mat(folder / "Annotations_Part/2008_000002.mat", [an_object("horse", mask(10, 10, 30, 30), parts)])
@@ -316,7 +333,8 @@ def no_horse(folder: Path) -> None:
         (other_struct, r"2008_000002.mat: there is no `anno`"),
         (no_field, r"2008_000002.mat: record 0: there is no `parts`\n  expected: a struct `anno`"),
         (number_for_objects, "2008_000002.mat: not an array of structs"),
-        (no_mask, r"2008_000002.mat: record 0: a mask is \[.*\]\n  expected: whole numbers, one per pixel"),
+        (no_mask, r"2008_000002.mat: record 0: a mask is \[.*\]\n  expected: numbers, one per pixel"),
+        (cell_mask, r"2008_000002.mat: record 0: a mask is \[.*\]\n  expected: numbers, one per pixel"),
         (other_part_size, "2008_000002.mat: record 0: the mask of part `head` has another size"),
         (other_sizes, r"2008_000002.mat: masks differ in size: \[\(50, 60\), \(50, 99\)\]"),
         (other_image_size, r"2008_000002.mat: its masks are 60 x 50 pixels\n  expected: 60 x 51"),
