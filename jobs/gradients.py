@@ -53,6 +53,11 @@ def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[slice, Any, torch
         yield rows, _rows_of(batch.inputs, rows), batch.targets[rows], batch.noise_BKZ[rows]
 
 
+def _text(objective: Objective, inputs: AnyInputs) -> torch.Tensor | None:
+    """Features of the sentences that pooled terms compare with; None where nothing is said."""
+    return None if isinstance(inputs, PartInputs) else objective.pooled_text(inputs)
+
+
 def _pooled(
     objective: Objective, slots_BKD: torch.Tensor, batch: Batch, group: Group, step: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -60,7 +65,7 @@ def _pooled(
     world = group.world_size
     scaled_BKD = slots_BKD if world == 1 else _ScaleGradient.apply(slots_BKD, float(world))  # type: ignore[no-untyped-call]
     everything_BKD = group.gather_rows(scaled_BKD, batch.rows, batch.total)
-    local_BT = None if isinstance(batch.inputs, PartInputs) else objective.pooled_text(batch.inputs)
+    local_BT = _text(objective, batch.inputs)
     text_BT = None if local_BT is None else group.gather_rows(local_BT.detach(), batch.rows, batch.total)
     terms = objective.slot_terms(everything_BKD, step=step, text_BT=text_BT)
     return terms.total / world, {name: part.detach() / world for name, part in terms.parts.items()}
@@ -119,7 +124,7 @@ def step_gradients(
                 add(name, part)
         else:
             rows_BKD = objective.pooled_rows(output, inputs)
-            terms = objective.slot_terms(rows_BKD, step=step, text_BT=objective.pooled_text(inputs))
+            terms = objective.slot_terms(rows_BKD, step=step, text_BT=_text(objective, inputs))
             weight = noise_BKZ.shape[0] / batch.total
             loss = loss + terms.total * weight
             add("loss", loss)

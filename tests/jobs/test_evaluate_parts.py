@@ -173,6 +173,35 @@ def test_that_data_that_cannot_be_scored_are_refused(tmp_path: Path, lacking: st
     assert told in (outcome.reason or "")
 
 
+CREATURES = {"kind": "toy_creatures", "resolution": 32, "train_images": 6, "test_images": 5}
+TINY = {"name": "tiny", "weights": "random"}
+MODEL = {
+    "kind": "part_slots", "resolution": 32, "num_parts": 3, "slot_size": 8, "slot_mlp_size": 9, "num_iterations": 1,
+    "trunk": TINY, "start": "gaussian", "masks": {"kind": "mlp", "layers": 2, "hidden": 8},
+}  # fmt: skip
+
+
+def test_that_trained_part_slots_are_scored_on_creatures(tmp_path: Path) -> None:
+    forks.warm()
+    train = train_config(steps=1, batch_size=3, model=MODEL, objective={"kind": "parts", "features": TINY, "resolution": 8})
+    asked = {"kind": "evaluate", "noise_seeds": [0, 1], "batch_size": 2}
+    for name, config, needs in (
+        ("data", {"kind": "prepare", "data": CREATURES}, {}),
+        ("trained", train, {"prepare": "data"}),
+        ("scored", asked, {"prepare": "data", "train": "trained"}),
+        ("together", asked, {"prepare": "data", "train": "trained"}),
+    ):
+        run_dir, world_size = forks.make_run(tmp_path, name, config, needs), 2 if name == "together" else 1
+        assert attempt(run_dir, world_size=world_size) == [0] * world_size, said(run_dir)
+    found = scores(run_dir)
+    assert found == scores(RunDir(tmp_path / "scored"))
+    assert set(found["values"]) <= set(METRICS["evaluate"])
+    assert {"nmi", "fg_nmi", "part_miou", "foreground_iou_hard", "mask_vectors", "keypoint_error"} <= set(
+        found["per_noise_seed"]["1"]
+    )
+    assert (found["values"]["eval/images"], found["values"]["eval/fit_images"]) == (5, 6)
+
+
 @pytest.mark.parametrize(
     ("model", "seeds"),
     [
