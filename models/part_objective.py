@@ -44,10 +44,11 @@ class PartsLoss(Objective):
 
     basis_RC: nn.Parameter | None
 
-    def __init__(self, spec: PartsObjective, *, basis_RC: Float[Tensor, "R C"] | None) -> None:
+    def __init__(self, spec: PartsObjective, *, num_parts: int, basis_RC: Float[Tensor, "R C"] | None) -> None:
         """`basis_RC`: the initial basis, a row per part (the background's first, if it has one); None without a semantic term."""
         super().__init__()
         self.spec = spec
+        self.num_parts = num_parts
         self.pools_batch = spec.contrast > 0
         self.layers = feature_layers(spec)
         """Of `PartInputs.features`."""
@@ -79,6 +80,12 @@ class PartsLoss(Objective):
         with torch.autocast(output.masks_BKHW.device.type, enabled=False):
             seen_BPHW = self._seen(output, inputs)
             return torch.cat([part_descriptors(seen_BPHW, layer) for layer in self._features(inputs)], dim=2)
+
+    def no_rows(self, noise_0KZ: Float[Tensor, "0 K Z"]) -> Float[Tensor, "0 P E"]:
+        """In the shape of `pooled_rows`."""
+        if not self.pools_batch:
+            return super().no_rows(noise_0KZ)
+        return noise_0KZ.new_zeros(0, self.num_parts, sum(self.spec.features.channels[layer] for layer in self.layers))
 
     def slot_terms(
         self, slots_BKD: Float[Tensor, "B K D"], *, step: int, text_BT: Float[Tensor, "B T"] | None = None
@@ -168,4 +175,4 @@ def build_parts_objective(spec: PartsObjective, *, num_parts: int, generator: to
     if spec.semantic or spec.orthonormality:
         rows = num_parts + 1 if spec.background_row else num_parts
         basis_RC = torch.empty(rows, spec.features.channels["relu5_4"]).normal_(generator=generator).abs_()
-    return PartsLoss(spec, basis_RC=basis_RC)
+    return PartsLoss(spec, num_parts=num_parts, basis_RC=basis_RC)

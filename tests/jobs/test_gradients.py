@@ -17,8 +17,10 @@ from jobs.distributed import Group
 from jobs.gradients import step_gradients
 from jobs.randomness import generator, standard_normal
 from jobs.spec import TrainSpec
-from jobs.state import TrainState, build_state, loss_parts
+from jobs.state import TrainState, build_state, loss_names, loss_parts
+from models.part_types import PartInputs, PartOutput, Warped
 from models.slot_model import ConditionedInputs, Inputs
+from models.warps import WARP_NUMBERS, warp_grid
 
 TOTALS = (8, 7, 3)
 """Global batches: even, uneven, and fewer images than four ranks."""
@@ -44,6 +46,14 @@ VIDEO = {
 BETWEEN_FRAMES = {"kind": "video", "future_masks": 0.7, "future_slots": 0.4, "future_channels": 4}
 PERCEPTUAL = {"kind": "video", "perceptual": 0.5, "lpips": {"weights": "random"}}
 FRAMES = 3
+PARTS = {
+    "kind": "part_slots", "resolution": 32, "num_parts": 3, "slot_size": 8, "slot_mlp_size": 9, "num_iterations": 2,
+    "start": "gaussian", "trunk": {"name": "tiny", "weights": "random"}, "masks": {"kind": "mlp", "layers": 2, "hidden": 8},
+}  # fmt: skip
+WHAT_A_PART_IS = {
+    "kind": "parts", "features": {"name": "tiny", "weights": "random"}, "resolution": 8, "concentration": 0.1,
+    "equivariance": 0.2, "landmarks": 0.3, "orthonormality": 0.01, "compactness": 0.1, "contrast": 3.0, "colour_variance": 0.1,
+}  # fmt: skip
 SEMANTIC = {"kind": "semantic", "contrastive": 0.7, "temperature": 0.1, "text": 1.5, "names": 0.4, "entropy": 0.3, "hidden": 6}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **{name: (MODEL, objective) for name, objective in OBJECTIVES.items()},
@@ -53,8 +63,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gated": (GATED, {"kind": "reconstruction", "sparsity": 0.5}),
 }
 """Model and objective."""
-SLOW = {"perceptual": (VIDEO, PERCEPTUAL)}
-"""Likewise, for fewer tests: building the LPIPS net takes a second."""
+SLOW = {"perceptual": (VIDEO, PERCEPTUAL), "parts": (PARTS, WHAT_A_PART_IS)}
+"""Likewise, for fewer tests."""
 SENTENCES = 3
 
 
@@ -64,12 +74,20 @@ def spec_of(name: str) -> TrainSpec:
     return TrainSpec.model_validate({"kind": "train", "model": model, "objective": objective, "clip": clip})
 
 
-def global_batch(name: str, total: int) -> tuple[Inputs, Tensor, Tensor]:
+def global_batch(name: str, total: int) -> tuple[Inputs | PartInputs, Tensor, Tensor]:
     """(inputs, targets, noise); sentences repeat in it, and some name one object or none."""
     model = (CASES | SLOW)[name][0]
     if model is VIDEO:
         clips = torch.from_numpy(generator(1, "clips", total).random((total, FRAMES, 3, 32, 32), dtype="float32"))
         return clips, clips, torch.from_numpy(standard_normal((total, FRAMES, 4, 8), 1, "noise", total))
+    if model is PARTS:
+        images, seen = (torch.from_numpy(generator(1, of, total).random((total, 3, 32, 32), dtype="float32")) for of in "ab")
+        numbers = torch.from_numpy(generator(1, "warp").random((total, WARP_NUMBERS), dtype="float32"))
+        features = tuple(
+            torch.rand(total, *shape, generator=torch.Generator().manual_seed(2)) for shape in ((16, 8, 8), (64, 2, 2))
+        )
+        inputs = PartInputs(images, (images[:, 0] > 0.3).float(), features, Warped(seen, warp_grid(numbers, 32)))
+        return inputs, images, torch.from_numpy(standard_normal((total, 4, 8), 1, "noise", total))
     noise_size = 10 if model is GATED else 8
     noise = torch.from_numpy(standard_normal((total, 4, noise_size), 1, "noise", total))
     images = torch.from_numpy(generator(1, "images", total).random((total, 3, 16, 16), dtype="float32"))
@@ -94,10 +112,10 @@ def summed(group: Group, name: str, total: int, accumulation: int, *, pools: boo
         state.objective.pools_batch = pools
     inputs, targets, noise = global_batch(name, total)
     rows = share(total, group.rank, group.world_size)
-    mine = inputs.rows(rows) if isinstance(inputs, ConditionedInputs) else inputs[rows]
+    mine = inputs.rows(rows) if isinstance(inputs, ConditionedInputs | PartInputs) else inputs[rows]
     batch = Batch(mine, targets[rows], noise[rows], rows, total)
     sums = step_gradients(state.model, state.objective, batch, group, step=STEP, accumulation=accumulation)
-    names = ["loss", "mse", *loss_parts(spec_of(name))]
+    names = loss_names(spec_of(name))
     local = torch.stack([sums.get(one, torch.zeros(())).float() for one in names])
     scalars = group.sum_gradients(state.parameters(), local)
     return named_gradients(state) | dict(zip(names, scalars, strict=True))
@@ -119,9 +137,12 @@ def oracle(name: str, total: int) -> dict[str, Tensor]:
     output = state.model(inputs, noise)
     if (CASES | SLOW)[name][0] is VIDEO:
         mse, slots = (output.reconstruction - (2 * targets - 1)).square().mean(), output.slots_BTKD[:, 0]
+    elif isinstance(output, PartOutput):
+        mse, slots = torch.zeros(()), state.objective.pooled_rows(output, inputs)
     else:
         mse, slots = (output.reconstruction - targets).square().mean(), output.slots_BKD
-    terms = state.objective.slot_terms(slots, step=STEP, text_BT=state.objective.pooled_text(inputs))
+    text = None if isinstance(inputs, PartInputs) else state.objective.pooled_text(inputs)
+    terms = state.objective.slot_terms(slots, step=STEP, text_BT=text)
     by_image = state.objective.image_terms(output, inputs)
     loss = mse + terms.total
     parts = dict(terms.parts)
@@ -130,7 +151,8 @@ def oracle(name: str, total: int) -> dict[str, Tensor]:
         parts |= {part: value_B.detach().mean() for part, value_B in by_image.parts.items()}
     loss.backward()
     assert parts.keys() == set(loss_parts(spec_of(name)))
-    return named_gradients(state) | {"loss": loss.detach(), "mse": mse.detach()} | parts
+    scalars = {"loss": loss.detach(), "mse": mse.detach()} | parts
+    return named_gradients(state) | {scalar: scalars[scalar] for scalar in loss_names(spec_of(name))}
 
 
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -178,9 +200,24 @@ def test_that_lpips_between_frames_is_that_of_the_global_batch(tmp_path: Path) -
             assert scalar_difference(found, expected) < 1e-6
 
 
+def part_cases(group: Group) -> dict[tuple[int, int], dict[str, Tensor]]:
+    return {(total, parts): summed(group, "parts", total=total, accumulation=parts) for total in (3, 6) for parts in (1, 2)}
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_that_terms_of_parts_are_those_of_the_global_batch(world_size: int, tmp_path: Path) -> None:
+    """Also of a batch of which a rank has no image."""
+    expected = {total: oracle("parts", total) for total in (3, 6)}
+    for rank in in_group(tmp_path, world_size, part_cases):
+        for (total, accumulation), found in rank.items():
+            wrong = difference(found, expected[total]), scalar_difference(found, expected[total])
+            assert wrong[0] < 10 * ROUNDING, (total, accumulation, wrong)
+            assert wrong[1] < 1e-6, (total, accumulation, wrong)
+
+
 @pytest.mark.parametrize(
     "name",
-    ["covariance, layernorm", "covariance, batchnorm", "covariance, identity", "cosine, batchnorm", "semantic"],
+    ["covariance, layernorm", "covariance, batchnorm", "covariance, identity", "cosine, batchnorm", "semantic", "parts"],
 )
 def test_that_a_rank_of_its_own_statistics_would_differ(name: str, tmp_path: Path) -> None:
     (alone, _) = in_group(tmp_path, 2, partial(summed, name=name, total=8, accumulation=1, pools=False))
