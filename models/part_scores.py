@@ -119,8 +119,8 @@ def point_tables(
 def distinct_vectors(logits_BKhw: Float[Tensor, "B K h w"]) -> Float[Tensor, " B"]:
     """How many mask vectors an image has on the model's own grid that differ by more than TOLERANCE in some slot.
 
-    In reading order each vector joins the first one that it does not differ from. A linear decoder of broadcast slots has 9 at
-    most (scops_slots.md 2).
+    In the order of their background each vector joins the first one that it does not differ from. A linear decoder of broadcast
+    slots has 9 at most (scops_slots.md 2).
     """
     masks_BNK = logits_BKhw.double().softmax(dim=1).flatten(2).transpose(1, 2).cpu().numpy()
     found = [float(_distinct(masks_NK)) for masks_NK in masks_BNK]
@@ -128,10 +128,14 @@ def distinct_vectors(logits_BKhw: Float[Tensor, "B K h w"]) -> Float[Tensor, " B
 
 
 def _distinct(vectors_NK: np.ndarray) -> int:
-    left_NK, count = vectors_NK, 0
-    while len(left_NK):
-        left_NK = left_NK[np.abs(left_NK - left_NK[0]).max(axis=1) > TOLERANCE]
-        count += 1
+    ordered_NK = vectors_NK[np.argsort(vectors_NK[:, 0], kind="stable")]
+    reach_N = np.searchsorted(ordered_NK[:, 0], ordered_NK[:, 0] + TOLERANCE, side="right")
+    left_N, count = np.ones(len(ordered_NK), dtype=np.bool_), 0
+    for first, reach in enumerate(reach_N.tolist()):
+        if left_N[first]:
+            near_NK = ordered_NK[first:reach]
+            left_N[first:reach] &= np.abs(near_NK - near_NK[0]).max(axis=1) > TOLERANCE
+            count += 1
     return count
 
 

@@ -169,6 +169,15 @@ def test_that_mask_vectors_are_distinct_from_the_tolerance_on() -> None:
     assert part_scores.distinct_vectors(logits + of_pixels).tolist() == [1.0, 8.0, 64.0]  # logits that give the same masks
 
 
+def test_that_vectors_that_share_a_background_are_told_apart_in_any_order() -> None:
+    shares = torch.tensor(
+        [[0.3, 0.1, 0.6], [0.3, 0.2, 0.5], [0.2, 0.2, 0.6], [0.3, 0.1, 0.6], [0.3 + 4e-6, 0.1, 0.6], [0.3, 0.2, 0.5]]
+    )
+    for order in (torch.arange(6), torch.tensor([4, 1, 0, 5, 3, 2])):
+        logits = shares[order].log().T.reshape(1, 3, 2, 3)
+        assert part_scores.distinct_vectors(logits).tolist() == [3.0]
+
+
 def test_that_centres_are_those_of_soft_masks() -> None:
     masks = torch.rand(2, 4, 5, 7, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
     found = part_scores.part_centres(masks)
