@@ -91,7 +91,7 @@ def test_that_terms_between_frames_are_held_against_their_own_control(made: Plan
     sweep = made.sweep
     assert sweep.table is not None
     found = {one.name: one for one in sweep.table.hypotheses}
-    assert list(found) == ["H1", "H2", "H3a", "H3b", "H3c", "H4"]
+    assert list(found) == ["H1", "H2", "H3a", "H3b", "H3c", "H4", "H5"]
     compared = {claim.left: claim.right for name in ("H3a", "H3b", "H3c") for claim in found[name].claims}
     assert compared == {f"{term}_{base}_{level}": base for term in TERMS for base in BASES for level in ("low", "high")}
     assert {(one.left, one.right, one.relation) for one in (*found["H2"].claims, *found["H4"].claims)} == {
