@@ -37,6 +37,9 @@ bench: setup
 	$(BIN)/python tests/bench/bench_features.py
 	$(BIN)/python tests/bench/bench_online.py
 	$(BIN)/python tests/bench/bench_scores.py
+	$(BIN)/python tests/bench/bench_language.py
+	$(BIN)/python tests/bench/bench_video.py
+	$(BIN)/python tests/bench/bench_parts.py
 
 lock:
 	$(BIN)/uv pip compile pyproject.toml --extra test --python-version 3.11 --no-emit-index-url --no-header --quiet -o requirements.lock

@@ -114,15 +114,6 @@ def load_feature_net(spec: FeatureNetSpec, layers: Sequence[Layer], device: torc
         raise DataError(str(error), place=place, hint=hint) from error
 
 
-def load_trunk_state(spec: TrunkSpec) -> Mapping[str, Tensor] | None:
-    """Torchvision's state dict for the trunk of a configuration, not yet compared with the trunk; None with weights=random.
-
-    Raises:
-        DataError: weights that are missing, unreadable, or changed since the run was planned.
-    """
-    return _torchvision_state(spec)[1]
-
-
 def load_trunk(trunk: DilatedResNet, spec: TrunkSpec) -> None:
     """Give a part model's trunk the published weights of its configuration; with weights=random it stays as it is.
 

@@ -11,8 +11,11 @@ import torch
 import torchvision  # type: ignore[import-untyped]  # ships no marker
 
 from jobs.data.errors import DataError
-from jobs.weights import load_feature_net, load_trunk_state
+from jobs.weights import load_feature_net, load_trunk
 from jobs.weights_file import TORCHVISION_FILES, AnyWeights, check_weights, weights_content
+from models.dilated_resnet import DilatedResNet, build_trunk
+from models.imagenet_pixels import normalised
+from models.initialisation import Weights
 from models.part_objective import feature_layers
 from models.spec_parts import FeatureNetSpec, PartsObjective, TrunkSpec
 
@@ -58,21 +61,43 @@ def test_that_a_file_that_is_not_the_planned_one_or_no_feature_net_is_refused(vg
     assert caught.value.hint.startswith("objective.features.path must name torchvision's own parameters of vgg19")
 
 
-def test_that_the_trunks_weights_come_from_the_planned_file_or_are_drawn(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def drawn() -> DilatedResNet:
+    weights = Weights(scheme="covloss", generator=torch.Generator().manual_seed(0))
+    return build_trunk(TrunkSpec(weights="random"), weights=weights)
+
+
+def test_that_the_trunks_weights_come_from_the_planned_file_or_are_drawn(tmp_path: Path, drawn: DilatedResNet) -> None:
+    before = {name: value.clone() for name, value in drawn.state_dict().items()}
+    load_trunk(drawn, TrunkSpec(weights="random"))
+    assert all(torch.equal(value, before[name]) for name, value in drawn.state_dict().items())
+
     file = tmp_path / "resnet50.pth"
-    torch.save({"conv1.weight": torch.full((64, 3, 7, 7), 0.25)}, file)
     spec = TrunkSpec(weights="file", path=str(file))
-    state = load_trunk_state(planned(spec))
-    assert state is not None
-    assert set(state) == {"conv1.weight"}
-    assert bool((state["conv1.weight"] == 0.25).all())
+    torch.save({"conv1.weight": torch.full((64, 3, 7, 7), 0.25)}, file)
+    with pytest.raises(DataError, match=r"resnet50\.pth: .*missing") as caught:
+        load_trunk(drawn, spec)
+    assert caught.value.hint.startswith("model.trunk.path must name torchvision's own parameters of resnet50")
     with pytest.raises(DataError, match="as when the run was planned"):
-        load_trunk_state(spec.model_copy(update={"content": "0" * 64}))
+        load_trunk(drawn, spec.model_copy(update={"content": "0" * 64}))
+    assert all(torch.equal(value, before[name]) for name, value in drawn.state_dict().items()), "nothing half-loaded"
+
+    published = torchvision.models.resnet50(weights=None).eval()
+    torch.save(published.state_dict(), file)
+    load_trunk(drawn, planned(spec))
+    published.maxpool.ceil_mode = True
+    images = torch.rand(1, 3, 32, 32)
+    stem = torch.nn.Sequential(published.conv1, published.bn1, published.relu, published.maxpool, published.layer1)
+    expected = stem(normalised(images))
+    seen: list[torch.Tensor] = []
+    drawn.layer1.register_forward_hook(lambda module, given, output: seen.append(output))
+    drawn(images)
+    torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-3)
+
     file.write_bytes(b"no weights")
     with pytest.raises(DataError, match="not a state dict") as caught:
-        load_trunk_state(spec)
+        load_trunk(drawn, spec)
     assert caught.value.expected == "a state dict of torchvision's resnet50"
-    assert load_trunk_state(TrunkSpec(weights="random")) is None
 
 
 @pytest.mark.parametrize(
@@ -84,10 +109,15 @@ def test_that_the_trunks_weights_come_from_the_planned_file_or_are_drawn(tmp_pat
     ],
 )
 def test_that_pretrained_weights_are_taken_from_the_cache_or_explained(
-    spec: TrunkSpec | FeatureNetSpec, titled: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: TrunkSpec | FeatureNetSpec,
+    titled: str,
+    key: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    drawn: DilatedResNet,
 ) -> None:
     def load() -> Any:
-        return load_trunk_state(spec) if isinstance(spec, TrunkSpec) else load_feature_net(spec, ["relu3_2"], CPU)
+        return load_trunk(drawn, spec) if isinstance(spec, TrunkSpec) else load_feature_net(spec, ["relu3_2"], CPU)
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints"
