@@ -181,9 +181,7 @@ class SlurmCluster:
             "StorageUser=root\nStorageLoc=slurm_acct\n"
         )
         conf.chmod(0o600)
-        # slurmdbd finds its configuration beside the one that SLURM_CONF names
-        self._spawn("slurmdbd", [_program("slurmdbd"), "-D"])
-        self.until(lambda: _listens(self._dbd_port), 30, "slurmdbd does not listen")
+        self.accounting_up()
 
     def _write_configuration(self) -> None:
         here, options = self.directory, self.options
@@ -329,6 +327,18 @@ class SlurmCluster:
         self._spawn("slurmctld", [_program("slurmctld"), "-D", "-f", str(self.conf)])
         self.until(lambda: self.run("scontrol", "ping", check=False).returncode == 0, 30, "slurmctld did not answer")
         self._save()
+
+    def accounting_down(self) -> None:
+        """Kill slurmdbd; slurmctld keeps what it would have told it."""
+        pid = self._reapers.pop("slurmdbd")
+        os.kill(pid, signal.SIGUSR1)
+        child = self._children.pop("slurmdbd", None)
+        self.until(lambda: (child is not None and child.poll() is not None) or not _runs(pid), 15, "slurmdbd did not die")
+
+    def accounting_up(self) -> None:
+        """Start slurmdbd, which finds its configuration beside the one that SLURM_CONF names."""
+        self._spawn("slurmdbd", [_program("slurmdbd"), "-D"])
+        self.until(lambda: _listens(self._dbd_port), 30, "slurmdbd does not listen")
 
     def clear(self) -> None:
         """Cancel every job and wait until all nodes are idle again: call between tests."""

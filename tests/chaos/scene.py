@@ -1,0 +1,214 @@
+"""Owns what a storm happens to: a private three-node Slurm, one root, a tracking server, and runs that prove their exactness."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs.contract import RunDir, Status, read_outcome
+from jobs.journal import Journal, read_journal
+from tests.slurm.cluster import SlurmCluster
+from tests.slurm.orch import processes_of
+
+ORCH = "from orchestrator.cli.main import main; main()"
+NAME = "storm"
+SWEEP = """
+title: storm
+base: [step_s={step_s}, steps={steps}, runtime.checkpoint_every_steps={every}, runtime.max_attempts_without_progress=1000]
+axes:
+  seed: {{key: seed, values: {seeds}}}
+pipeline:
+  count: {{job: count}}
+resources:
+  count: {{partition: low, timeout_min: 10, signal_delay_s: 30, cpus_per_task: 1}}
+table:
+  rows: seed
+  value: {{metric: count/value, step: count, digits: 0}}
+"""
+
+
+@dataclass(kw_only=True)
+class Scene:
+    """One storm's stage. Its files lie below `folder`."""
+
+    cluster: SlurmCluster
+    folder: Path
+    code: Path
+    """The tree whose `orch` is run."""
+    runs: int
+    steps: int
+    every: int
+    """Steps between checkpoints: what a death without notice may cost."""
+    step_s: float
+    draw: random.Random
+    tracker: Tracker
+    helpers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """Processes that a fault has started and that may still live."""
+
+    @property
+    def root(self) -> Path:
+        """Of the runs."""
+        return self.folder / "root"
+
+    @property
+    def sweep(self) -> Path:
+        """The sweep file."""
+        return self.folder / f"{NAME}.yaml"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of `orch`."""
+        mine = {"ORCH_ROOT": str(self.root), "MLFLOW_TRACKING_URI": self.tracker.uri, "PYTHONPATH": str(self.code)}
+        quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "OMP_NUM_THREADS": "1"}
+        return os.environ | self.cluster.env | mine | quick
+
+    def write_sweep(self) -> None:
+        """Make folder, root and sweep file."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings = {"step_s": self.step_s, "steps": self.steps, "every": self.every, "seeds": list(range(self.runs))}
+        self.sweep.write_text(SWEEP.format(**settings))
+
+    def orch(self, *words: str, path: str = "", wait: bool = True) -> subprocess.Popen[bytes]:
+        """Start `orch WORDS`; `path` goes before PATH."""
+        environment = self.environment
+        if path:
+            environment["PATH"] = f"{path}{os.pathsep}{environment['PATH']}"
+        log = open(self.folder / "orch.log", "ab")  # noqa: SIM115  # the child keeps it
+        command = [sys.executable, "-c", ORCH, *words]
+        process = subprocess.Popen(command, env=environment, cwd=self.code, stdout=log, stderr=log)
+        log.close()
+        if wait:
+            process.wait(timeout=300)
+        return process
+
+    def run_ids(self) -> list[str]:
+        """Runs that were frozen."""
+        return sorted(path.name for path in (self.root / "runs").glob("count-*"))
+
+    def run_dir(self, run: str) -> RunDir:
+        """Of a run."""
+        return RunDir(self.root / "runs" / run)
+
+    def journal(self, run: str) -> Journal:
+        """Of a run."""
+        return read_journal(self.run_dir(run).journals)
+
+    def done(self, run: str) -> bool:
+        """Whether its outcome says so."""
+        outcome = read_outcome(self.run_dir(run))
+        return outcome is not None and outcome.status is Status.DONE
+
+    def jobs(self, states: Sequence[str] = ("RUNNING",)) -> list[str]:
+        """Ids of this user's jobs in the queue, array tasks apart."""
+        answer = self.cluster.run("squeue", "-h", "-r", "-t", ",".join(states), "-p", "low", "-o", "%i", check=False)
+        return answer.stdout.split()
+
+    def working(self) -> list[str]:
+        """Runs that a process works on now, and that are not done."""
+        return [run for run in self.run_ids() if not self.done(run) and processes_of([run])]
+
+    def last_steps(self) -> dict[str, int]:
+        """Run -> the last step that its newest attempt has journalled (-1: none)."""
+        found = {}
+        for run in self.run_ids():
+            attempts = self.journal(run).attempts
+            found[run] = attempts[-1].entries[-1].step if attempts and attempts[-1].entries else -1
+        return found
+
+    def end_helpers(self) -> None:
+        """Wait for what faults have started; who lasts longer than a minute is killed."""
+        deadline = time.monotonic() + 60
+        for process in self.helpers:
+            try:
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.helpers.clear()
+
+    def clear(self) -> None:
+        """End everything of this storm and remove its files."""
+        for process in self.helpers:
+            process.kill()
+            process.wait()
+        self.helpers.clear()
+        for pid in processes_of(self.run_ids()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.cluster.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(kw_only=True)
+class Tracker:
+    """A real MLflow server, which may be killed and started again."""
+
+    folder: Path
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        """For clients."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def up(self) -> None:
+        """Start it, and return when it answers."""
+        if self.process is not None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.port:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self.port = int(probe.getsockname()[1])
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(self.port)]
+        store = [f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db", f"--artifacts-destination={self.folder}/artifacts"]
+        with open(self.folder / "server.log", "ab") as log:
+            self.process = subprocess.Popen([*command, *store], stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise TimeoutError(f"the tracking server does not listen: {(self.folder / 'server.log').read_text()[-2000:]}")
+
+    def down(self) -> None:
+        """SIGKILL it with all its workers."""
+        if self.process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
+
+def points(uri: str, metric: str, *, cwd: Path, environment: Mapping[str, str]) -> dict[str, list[tuple[int, float]]]:
+    """Run id -> (step, value) of every point of a metric that the tracker holds, as often as it holds it."""
+    program = (
+        "import json, sys\nfrom mlflow import MlflowClient\n"
+        "client = MlflowClient(sys.argv[1])\nfound = {}\n"
+        "for run in client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=1000):\n"
+        "    name = run.data.tags.get('orch.run_id')\n"
+        "    if name:\n"
+        "        history = client.get_metric_history(run.info.run_id, sys.argv[2])\n"
+        "        found.setdefault(name, []).extend((point.step, point.value) for point in history)\n"
+        "print(json.dumps(found))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, uri, metric], capture_output=True, text=True, env=dict(environment), cwd=cwd, timeout=300
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return {run: [(int(step), float(value)) for step, value in found] for run, found in json.loads(done.stdout).items()}

@@ -1,0 +1,90 @@
+"""Owns what must be true after a storm, and says what is not."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from dataclasses import dataclass, field
+
+from jobs.checkpoint import CheckpointStore
+from jobs.contract import read_outcome
+from jobs.count import next_value
+from jobs.journal import CHECKPOINT
+from tests.chaos.scene import Scene, points
+
+RACE_MS = 1500
+"""How long after another's claim a checkpoint may still be renamed: it was asked for before, and is the same content."""
+
+
+@dataclass(kw_only=True)
+class Verdict:
+    """What a storm has shown."""
+
+    problems: list[str] = field(default_factory=list)
+    attempts: int = 0
+    replayed: list[int] = field(default_factory=list)
+    """Steps done again, per attempt after the first."""
+    again_s: list[float] = field(default_factory=list)
+    """From an attempt's last step to the next attempt's first new one."""
+    duplicates: int = 0
+    differences: int = 0
+
+
+def judge(scene: Scene) -> Verdict:
+    """Look at disk, tracker and queue once everything has ended."""
+    found = Verdict()
+    tracked = points(scene.tracker.uri, "count/value", cwd=scene.code, environment=scene.environment)
+    runs = scene.run_ids()
+    if len(runs) != scene.runs:
+        found.problems.append(f"{len(runs)} runs are frozen, the sweep has {scene.runs}")
+    for run in runs:
+        _judge_run(scene, run, tracked.get(run, []), found)
+    if left := scene.jobs(("RUNNING", "PENDING", "COMPLETING")):
+        found.problems.append(f"still in the queue: {', '.join(left)}")
+    if working := scene.working():
+        found.problems.append(f"processes still at work: {', '.join(working)}")
+    return found
+
+
+def _judge_run(scene: Scene, run: str, tracked: list[tuple[int, float]], found: Verdict) -> None:
+    outcome = read_outcome(scene.run_dir(run))
+    if not scene.done(run):
+        found.problems.append(f"{run} is not done: {outcome}")
+        return
+    seed, expected, value = _seed(scene, run), [], 0
+    for step in range(1, scene.steps + 1):
+        value = next_value(value, seed, step)
+        expected.append((step, float(value % 1_000_003)))
+    journal = scene.journal(run)
+    series = [(entry.step, entry.metrics["count/value"]) for entry in journal.counting() if "count/value" in entry.metrics]
+    if series != expected:
+        found.differences += 1
+        found.problems.append(f"{run}: its journal is not that of an untouched run ({len(series)} of {scene.steps} points)")
+    if sorted(tracked) != expected:
+        missing, extra = len(set(expected) - set(tracked)), len(tracked) - len(set(tracked))
+        found.duplicates += extra
+        found.problems.append(f"{run}: the tracker lacks {missing} points and holds {extra} twice")
+    found.attempts += len(journal.attempts)
+    for earlier, later in itertools.pairwise(journal.attempts):
+        if earlier.entries:
+            found.replayed.append(max(0, earlier.entries[-1].step - later.restored_step))
+        if earlier.entries and later.entries:
+            found.again_s.append((later.entries[0].time_ms - earlier.entries[-1].time_ms) / 1000)
+        begun = later.entries[0].time_ms if later.entries else None
+        late = [one for one in earlier.entries if one.event == CHECKPOINT and begun is not None and one.time_ms > begun + RACE_MS]
+        if late:
+            found.problems.append(f"{run}: attempt {earlier.attempt} saved {len(late)} times while {later.attempt} owned the run")
+    store = CheckpointStore(directory=scene.run_dir(run).checkpoints, config_hash=run)
+    newest, _ = store.newest()
+    if newest is None:
+        found.problems.append(f"{run}: no good checkpoint is left")
+
+
+def _seed(scene: Scene, run: str) -> int:
+    return int(json.loads(scene.run_dir(run).spec.read_text(encoding="utf-8"))["config"]["seed"])
+
+
+def median(values: list[float]) -> str:
+    """In seconds, for tables."""
+    return f"{statistics.median(values):.1f}" if values else "-"
