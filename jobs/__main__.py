@@ -28,6 +28,7 @@ from jobs.contract import (
     Status,
     claim,
     manifest_problem,
+    place_in_code,
     read_attempts,
     read_outcome,
     write_outcome,
@@ -196,7 +197,14 @@ EXIT_OF = {
 
 
 def finish(
-    run: Run, status: Status, step: int, *, reason: str = "", cause: Cause | None = None, result: Finished | None = None
+    run: Run,
+    status: Status,
+    step: int,
+    *,
+    reason: str = "",
+    cause: Cause | None = None,
+    place: str = "",
+    result: Finished | None = None,
 ) -> ExitCode:
     """Write the outcome if this attempt still owns the run (or no other rank said why already); the exit code."""
     if not run.owns():
@@ -212,7 +220,16 @@ def finish(
     values = dict(result.values) if result else {}
     write_outcome(
         run.run_dir,
-        Outcome(status=status, attempt=run.attempt.number, step=step, reason=reason, cause=cause, values=values, files=files),
+        Outcome(
+            status=status,
+            attempt=run.attempt.number,
+            step=step,
+            reason=reason,
+            cause=cause,
+            place=place,
+            values=values,
+            files=files,
+        ),
     )
     return EXIT_OF[status]
 
@@ -239,6 +256,12 @@ def cause_of(error: BaseException) -> Cause:
     return Cause.EXCEPTION
 
 
+def place_of(error: BaseException) -> str:
+    """The innermost line of our packages behind an exception; empty when there is none."""
+    frames = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__))
+    return next((place for file, line in reversed(list(frames)) if (place := place_in_code(file, line))), "")
+
+
 def fail(run: Run, error: BaseException) -> ExitCode:
     """Record a failure. A rank that only lost its peers lets the culprit speak first, and asks whether Slurm ended us."""
     cause, reason = cause_of(error), f"{type(error).__name__}: {error}".strip()
@@ -252,7 +275,7 @@ def fail(run: Run, error: BaseException) -> ExitCode:
                 return conclude_left(run, Left(run.journal.last_step if run.journal is not None else 0, verdict))
         reason = f"another rank of the attempt ended: {reason}"
     step = run.journal.last_step if run.journal is not None else 0
-    return finish(run, Status.FAILED, step, reason=reason[:2000], cause=cause)
+    return finish(run, Status.FAILED, step, reason=reason[:2000], cause=cause, place=place_of(error))
 
 
 def execute(run: Run) -> ExitCode:

@@ -26,6 +26,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+CODE_PACKAGES = ("jobs", "models")
+"""What a queued job imports, and so what a snapshot holds."""
+
 
 class ExitCode(enum.IntEnum):
     """Exit codes of `python -m jobs RUN_DIR`."""
@@ -74,6 +77,13 @@ class Cause(enum.StrEnum):
     """Wrong code, spec or checkpoint."""
 
 
+def place_in_code(file: str, line: int) -> str | None:
+    """`jobs/count.py:52` for a file of the packages that a job imports, wherever they lie; None for any other."""
+    parts = file.split("/")
+    inside = [number for number, part in enumerate(parts[:-1]) if part in CODE_PACKAGES]
+    return None if not inside or "site-packages" in parts else f"{'/'.join(parts[inside[-1] :])}:{line}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """The content of `outcome.json`."""
@@ -83,6 +93,8 @@ class Outcome:
     step: int = 0
     reason: str = ""
     cause: Cause | None = None
+    place: str = ""
+    """Where in our packages the exception was raised, `jobs/count.py:52`: two runs killed by one bug say the same."""
     finished_at: float = 0.0
     """Seconds since the epoch."""
     values: Mapping[str, float] = field(default_factory=dict)
@@ -202,6 +214,7 @@ def read_outcome(run_dir: RunDir) -> Outcome | None:
             step=int(raw.get("step", 0)),
             reason=str(raw.get("reason", "")),
             cause=None if cause is None else Cause(cause),
+            place=str(raw.get("place", "")),
             finished_at=float(raw.get("finished_at", 0.0)),
             values=dict(raw.get("values", {})),
             files=dict(raw.get("files", {})),

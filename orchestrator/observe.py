@@ -48,7 +48,7 @@ def _queue(rows: Queue) -> tuple[dict[str, TaskSeen], dict[str, TaskSeen], dict[
     for row in rows.rows:
         if row.name.startswith(JOB_PREFIX):
             arrays[row.name.removeprefix(JOB_PREFIX)] = row.array_id
-            (ended if row.state in ENDED else listed)[row.id] = TaskSeen(state=row.state, reason=row.reason)
+            (ended if row.state in ENDED else listed)[row.id] = TaskSeen(state=row.state, reason=row.reason, nodes=row.nodes)
     return listed, ended, arrays
 
 
@@ -71,7 +71,7 @@ def _history(
     answer = slurm.history(sorted(missing, key=int)[-HISTORY_ARRAYS:], since)
     if not isinstance(answer, History):
         return None
-    return {row.id: TaskSeen(state=row.state) for row in answer.rows}
+    return {row.id: TaskSeen(state=row.state, nodes=row.nodes, exit=f"{row.exit_code}:{row.exit_signal}") for row in answer.rows}
 
 
 def observe(

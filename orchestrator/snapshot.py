@@ -15,6 +15,10 @@ class TaskSeen:
 
     state: SlurmState
     reason: str = ""
+    nodes: str = ""
+    """Slurm's host list; empty when it has none (yet)."""
+    exit: str = ""
+    """`code:signal` by sacct; empty when it was not asked."""
 
 
 @dataclass(frozen=True, kw_only=True)

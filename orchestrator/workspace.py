@@ -25,11 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.contract import RunDir, write_atomically
+from jobs.contract import CODE_PACKAGES, RunDir, write_atomically
 from orchestrator.errors import ClusterError, Problem, UserError
-
-CODE_PACKAGES = ("jobs", "models")
-"""What a queued job imports, and so what a snapshot holds."""
 
 
 def unwritable(root: Path, error: OSError) -> UserError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import re
 from running import REPOSITORY, outcome_of, python_m_jobs, until
 
 from jobs.contract import Attempt, Cause, ExitCode, Outcome, RunDir, Status, claim, read_attempts, write_outcome
@@ -101,6 +102,7 @@ def test_that_a_failure_says_why_and_a_new_attempt_takes_it_back(tmp_path: Path)
     outcome = outcome_of(run_dir)
     assert (outcome.status, outcome.cause) == (Status.FAILED, Cause.EXCEPTION)
     assert outcome.reason == "ValueError: the configuration asks to fail at step 6"
+    assert re.fullmatch(r"jobs/count\.py:\d+", outcome.place)
     count_run(tmp_path)
     assert code_of(run_dir) == ExitCode.DONE
     assert outcome_of(run_dir).attempt == 2
