@@ -18,7 +18,27 @@ class Mistake:
     wrong: str
 
 
-MISTAKES: dict[str, Mistake] = {}
+MISTAKES: dict[str, Mistake] = {
+    "cursor-first": Mistake(
+        file="orchestrator/tracking/shipper.py",
+        right="        tracker.log(tracked.id, points=chunk)\n",
+        wrong="        _advance(cursors, facts.run_id, chunk[-1].step)\n        tracker.log(tracked.id, points=chunk)\n",
+    ),
+    "unchecked-restore": Mistake(
+        file="jobs/checkpoint.py", right="if sha256(path / name) != expected_sha256:", wrong="if False:"
+    ),
+    "everyone-owns": Mistake(
+        file="jobs/contract.py",
+        right='    return not (run_dir.attempts / f"{attempt.number + 1:04d}.json").exists()',
+        wrong="    return True",
+    ),
+    "absent-is-done": Mistake(
+        file="orchestrator/decide.py",
+        right='state=RunState.LOST, reason="Slurm no longer knows it, and there is no outcome"',
+        wrong='state=RunState.DONE, reason=""',
+    ),
+}
+"""No missing fsync among them: only a power cut would show it, and the tests have none."""
 
 
 def broken_copy(repository: Path, folder: Path, name: str) -> Path:

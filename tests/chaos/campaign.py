@@ -31,13 +31,19 @@ if __package__ in (None, ""):  # started as a script
 from tests.chaos.broken import MISTAKES, broken_copy
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.scene import NAME, Scene, Tracker
-from tests.chaos.verdict import Verdict, judge, median
+from tests.chaos.verdict import Death, Verdict, judge, median
 from tests.slurm.cluster import PrivateClusterError, SlurmCluster
 from tests.slurm.configuration import Options
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAIR = 0.25
 """Share of moments at which two faults strike at once."""
+RESUME = 0.2
+"""Share of moments after which somebody says `orch resume`."""
+TOLD = 3
+"""Every so many storms one is of faults with notice alone."""
+SLACK = 2
+"""Steps that a death may cost beyond two intervals (the newest checkpoint may be damaged): one may be under way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +52,11 @@ class Plan:
 
     seed: int
     injections: int
-    runs: int = 12
-    steps: int = 400
+    runs: int = 16
+    steps: int = 900
     every: int = 10
     step_s: float = 0.05
-    per_storm: int = 40
+    per_storm: int = 60
     faults: Sequence[Fault] = FAULTS
     patience_s: float = 240.0
     """How long the runs of a storm may take to end after its last fault."""
@@ -60,61 +66,75 @@ class Plan:
 class Report:
     """What a campaign has found."""
 
+    injected: list[tuple[float, Fault]] = field(default_factory=list)
+    """(seconds since the epoch, fault) of this storm."""
     struck: Counter[str] = field(default_factory=Counter)
-    lost: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    """Fault -> steps that its victims, hit by nothing else meanwhile, had journalled and did again."""
+    deaths: dict[str, list[Death]] = field(default_factory=lambda: defaultdict(list))
+    """Fault -> attempts that ended nearest to it in time."""
     storms: int = 0
     attempts: int = 0
-    replayed: list[int] = field(default_factory=list)
-    again_s: list[float] = field(default_factory=list)
     recovery_s: list[float] = field(default_factory=list)
     differences: int = 0
     duplicates: int = 0
     problems: list[str] = field(default_factory=list)
 
-    def add(self, verdict: Verdict) -> None:
-        """Count one storm."""
+    def strike(self, fault: Fault, begun: float) -> None:
+        """Count a fault that has struck."""
+        self.injected.append((begun, fault))
+        self.struck[fault.name] += 1
+
+    def add(self, verdict: Verdict, *, plan: Plan, told: bool) -> None:
+        """Count one storm. `told`: all its faults give notice, so that no step may be done again."""
         self.storms += 1
         self.attempts += verdict.attempts
-        self.replayed += verdict.replayed
-        self.again_s += verdict.again_s
         self.differences += verdict.differences
         self.duplicates += verdict.duplicates
         self.problems += verdict.problems
+        for death in verdict.deaths:
+            if self.injected:
+                nearest = min(self.injected, key=lambda one: abs(one[0] - death.ended_ms / 1000))
+                self.deaths[nearest[1].name].append(death)
+            if death.replayed > (0 if told else 2 * plan.every + SLACK):
+                though = ", though it was told" if told else ""
+                self.problems.append(f"{death.run}: {death.replayed} steps were done again{though}")
+        self.injected.clear()
 
     def table(self, plan: Plan) -> str:
         """As Markdown."""
-        rows = ["| fault | notice | injected |", "|---|---|---|"]
-        rows += [f"| {one.name} | {'yes' if one.notice else 'no'} | {self.struck[one.name]} |" for one in plan.faults]
-        worst = max(self.replayed, default=0)
+        rows = ["| fault | notice | injected | attempts that ended then | steps done again, most | s to the next step, median |"]
+        rows.append("|---|---|---|---|---|---|")
+        for one in plan.faults:
+            ended = self.deaths[one.name]
+            again = median([death.again_s for death in ended if death.again_s is not None])
+            most = max((death.replayed for death in ended), default=0)
+            rows.append(
+                f"| {one.name} | {'yes' if one.notice else 'no'} | {self.struck[one.name]} | {len(ended)} | {most} | {again} |"
+            )
         facts = [
             f"seed {plan.seed}: {self.struck.total()} faults in {self.storms} storms",
-            f"{self.storms * plan.runs} runs of {plan.steps} steps, {self.attempts} attempts",
-            f"steps done again: at most {worst} of an attempt (checkpoints every {plan.every}), {sum(self.replayed)} in all",
+            f"{self.storms * plan.runs} runs of {plan.steps} steps, checkpoints every {plan.every}: {self.attempts} attempts",
             f"runs that differ from untouched ones: {self.differences}; points that the tracker holds twice: {self.duplicates}",
-            f"seconds from a run's last step to its next attempt's first (median): {median(self.again_s)}",
             f"seconds from the last fault to everything done (median of storms): {median(self.recovery_s)}",
             *(f"PROBLEM: {problem}" for problem in self.problems),
         ]
         return "\n".join([*rows, "", *(f"- {fact}" for fact in facts)])
 
 
-def storm(scene: Scene, plan: Plan, injections: int, report: Report) -> None:
-    """One storm and its proof."""
+def storm(scene: Scene, plan: Plan, injections: int, report: Report, *, told: bool = False) -> None:
+    """One storm and its proof. `told`: only of faults that give notice."""
+    faults = [fault for fault in plan.faults if fault.notice or not told]
     scene.write_sweep()
     scene.tracker.up()
     scene.orch("submit", str(scene.sweep))
     left, deadline = injections, time.monotonic() + plan.patience_s
     while left > 0 and time.monotonic() < deadline:
         together = 2 if left > 1 and scene.draw.random() < PAIR else 1
-        for fault in scene.draw.sample(list(plan.faults), together):
-            if _strike(scene, fault):
-                report.struck[fault.name] += 1
-                left -= 1
+        for fault in scene.draw.sample(faults, together):
+            left -= _strike(scene, fault, report)
         time.sleep(scene.draw.uniform(0.0, 0.5))
-        if scene.draw.random() < 0.2:
+        if scene.draw.random() < RESUME:
             scene.helpers.append(scene.orch("resume", NAME, wait=False))
-        if all(scene.done(run) for run in scene.run_ids()) and scene.run_ids():
+        if (runs := scene.run_ids()) and all(scene.done(run) for run in runs):
             break
     ended = time.monotonic()
     scene.end_helpers()
@@ -122,15 +142,20 @@ def storm(scene: Scene, plan: Plan, injections: int, report: Report) -> None:
     recover(scene, plan)
     report.recovery_s.append(time.monotonic() - ended)
     scene.orch("sync")
-    report.add(judge(scene))
+    report.add(judge(scene), plan=plan, told=told)
 
 
-def _strike(scene: Scene, fault: Fault) -> bool:
+def _strike(scene: Scene, fault: Fault, report: Report) -> int:
+    """How many faults struck: 1, or 0 when there was nothing to strike."""
+    begun = time.time()
     try:
-        return fault.strike(scene) is not None
+        if fault.strike(scene) is None:
+            return 0
     except PrivateClusterError as failure:
         sys.stderr.write(f"{fault.name}: {failure}\n")
-        return False
+        return 0
+    report.strike(fault, begun)
+    return 1
 
 
 def recover(scene: Scene, plan: Plan) -> None:
@@ -162,7 +187,8 @@ def campaign(cluster: SlurmCluster, plan: Plan, folder: Path, *, code: Path = RE
                 tracker=tracker,
             )
             number += 1
-            storm(scene, plan, min(plan.per_storm, plan.injections - report.struck.total()), report)
+            injections = min(plan.per_storm, plan.injections - report.struck.total())
+            storm(scene, plan, injections, report, told=number % TOLD == 0)
             facts = f"{report.struck.total()} faults so far, {len(report.problems)} problems"
             sys.stdout.write(f"storm {plan.seed}/{number - 1}: {facts}\n")
             sys.stdout.flush()
@@ -180,7 +206,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--injections", type=int, default=300)
-    parser.add_argument("--per-storm", type=int, default=40)
+    parser.add_argument("--per-storm", type=int, default=60)
     parser.add_argument("--break", dest="mistake", choices=sorted(MISTAKES), help="run on a copy of the code with this mistake")
     parser.add_argument("--keep", action="store_true", help="keep the files of a storm that has failed")
     options = parser.parse_args(arguments)

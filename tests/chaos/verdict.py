@@ -17,16 +17,26 @@ RACE_MS = 1500
 """How long after another's claim a checkpoint may still be renamed: it was asked for before, and is the same content."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Death:
+    """An attempt that ended before its run did."""
+
+    run: str
+    ended_ms: int
+    """When it journalled its last step."""
+    replayed: int
+    """Steps that the next attempt did again."""
+    again_s: float | None
+    """From its last step to the next attempt's first; None when that made none."""
+
+
 @dataclass(kw_only=True)
 class Verdict:
     """What a storm has shown."""
 
     problems: list[str] = field(default_factory=list)
     attempts: int = 0
-    replayed: list[int] = field(default_factory=list)
-    """Steps done again, per attempt after the first."""
-    again_s: list[float] = field(default_factory=list)
-    """From an attempt's last step to the next attempt's first new one."""
+    deaths: list[Death] = field(default_factory=list)
     duplicates: int = 0
     differences: int = 0
 
@@ -68,9 +78,10 @@ def _judge_run(scene: Scene, run: str, tracked: list[tuple[int, float]], found: 
     found.attempts += len(journal.attempts)
     for earlier, later in itertools.pairwise(journal.attempts):
         if earlier.entries:
-            found.replayed.append(max(0, earlier.entries[-1].step - later.restored_step))
-        if earlier.entries and later.entries:
-            found.again_s.append((later.entries[0].time_ms - earlier.entries[-1].time_ms) / 1000)
+            last = earlier.entries[-1]
+            again_s = (later.entries[0].time_ms - last.time_ms) / 1000 if later.entries else None
+            replayed = max(0, last.step - later.restored_step)
+            found.deaths.append(Death(run=run, ended_ms=last.time_ms, replayed=replayed, again_s=again_s))
         begun = later.entries[0].time_ms if later.entries else None
         late = [one for one in earlier.entries if one.event == CHECKPOINT and begun is not None and one.time_ms > begun + RACE_MS]
         if late:
