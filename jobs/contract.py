@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 CODE_PACKAGES = ("jobs", "models")
 """What a queued job imports, and so what a snapshot holds."""
@@ -219,7 +220,7 @@ def read_outcome(run_dir: RunDir) -> Outcome | None:
             values=dict(raw.get("values", {})),
             files=dict(raw.get("files", {})),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -260,10 +261,27 @@ def read_attempts(run_dir: RunDir) -> list[Attempt]:
             continue
         try:
             raw = json.loads((run_dir.attempts / name).read_text(encoding="utf-8"))
-            found.append(Attempt(**raw))
-        except (OSError, ValueError, TypeError):
+            found.append(_attempt(raw, number))
+        except (OSError, ValueError, TypeError, RecursionError):
             found.append(Attempt(number=number, claimant=""))
     return found
+
+
+_ATTEMPT_TYPES = {
+    name: (int, float) if isinstance(value, float) else (type(value),)
+    for name, value in vars(Attempt(number=0, claimant="")).items()
+}
+
+
+def _attempt(raw: Any, number: int) -> Attempt:
+    """An attempt from its JSON; raises TypeError for unknown fields, fields of another type, or the number of another attempt."""
+    made = Attempt(**raw)
+    for name, kinds in _ATTEMPT_TYPES.items():
+        if type(getattr(made, name)) not in kinds:
+            raise TypeError(f"{name} is {getattr(made, name)!r}")
+    if made.number != number:
+        raise TypeError(f"number is {made.number}")
+    return made
 
 
 def claim(run_dir: RunDir, attempt: Attempt) -> Attempt:

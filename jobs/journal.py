@@ -38,7 +38,10 @@ class Entry:
 
 
 class JournalWriter:
-    """Appends entries for one attempt. Buffered: `flush` once a second from the loop, `sync` before a checkpoint."""
+    """Appends entries for one attempt. Buffered: `flush` once a second from the loop, `sync` before a checkpoint.
+
+    A line is one write to a buffer with a lock: two threads may append, and one may sync while the other does.
+    """
 
     def __init__(self, directory: Path, *, attempt: int, restored_step: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -84,14 +87,21 @@ class AttemptJournal:
     entries: tuple[Entry, ...]
 
 
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading a line raises when it is not one of ours."""
+_MOST = 2**63 - 1
+"""Largest step and time that a tracker and a store can hold."""
+
+
 def _parse(line: bytes) -> Entry | None:
     try:
         raw = json.loads(line)
         metrics = {str(name): float(value) for name, value in raw.get("m", {}).items()}
-        return Entry(
-            step=int(raw["s"]), time_ms=int(raw["t"]), metrics=metrics, event=str(raw.get("e", "")), detail=raw.get("d", {})
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
+        step, time_ms, detail = int(raw["s"]), int(raw["t"]), raw.get("d", {})
+        if not (0 <= step <= _MOST and 0 <= time_ms <= _MOST and isinstance(detail, dict)):
+            return None
+        return Entry(step=step, time_ms=time_ms, metrics=metrics, event=str(raw.get("e", "")), detail=detail)
+    except _DAMAGED:
         return None
 
 
@@ -107,7 +117,7 @@ def read_attempt(path: Path) -> AttemptJournal | None:
     try:
         head = json.loads(lines[0])
         attempt, restored = int(head["attempt"]), int(head["restored"])
-    except (ValueError, KeyError, TypeError):
+    except _DAMAGED:
         return None
     entries = tuple(entry for line in lines[1:] if (entry := _parse(line)) is not None)
     return AttemptJournal(attempt=attempt, restored_step=restored, entries=entries)

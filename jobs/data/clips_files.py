@@ -42,7 +42,7 @@ def _read(path: Path) -> bytes:
 def _parse(text: bytes, path: Path) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and brackets in brackets
         raise DataError(
             f"not JSON ({error})", place=Place(file=str(path)), hint="the file is damaged or was not copied whole; copy it again"
         ) from error
@@ -57,12 +57,17 @@ def scene_names(folder: Path, split: SplitName) -> tuple[str, ...]:
     path = folder / SPLIT_LISTS[split]
     names = read_json(path)
     expected = 'a list of names of scene files: ["CLEVR_new_000000.json", ...]'
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and _is_name(name) for name in names):
         raise DataError("not a list of names", place=Place(file=str(path)), expected=expected)
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"`{twice}` stands there twice", place=Place(file=str(path)), expected=expected)
     return tuple(sorted(names))
+
+
+def _is_name(text: str) -> bool:
+    """Whether this is the name of a file in a folder, and not a way out of it."""
+    return text not in ("", ".", "..") and "/" not in text and "\0" not in text
 
 
 def media_names(folder: Path) -> Mapping[str, Path]:

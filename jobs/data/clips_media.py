@@ -14,7 +14,7 @@ import av
 import av.error
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from jobs.data.clips_actions import FRAMES
 from jobs.data.clips_files import frame_files
@@ -60,7 +60,7 @@ def open_image(path: Path, mode: Literal["RGB", "L"]) -> UInt8:
                     f"its pixels are {image.mode}", place=Place(file=str(path)), expected="8-bit grey: numbers of objects"
                 )
             pixels: UInt8 = np.asarray(image.convert(mode))
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot be read ({error})", place=Place(file=str(path)), hint="copy the file again") from error
     return pixels
 

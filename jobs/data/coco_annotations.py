@@ -53,7 +53,7 @@ def read_images(path: Path) -> list[CocoImage]:
     text = read_text(path)
     try:
         return _images(path, {"images": _first_value(text, "images", path)})
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_json(path, error) from error
 
 
@@ -66,7 +66,7 @@ def read_annotations(path: Path) -> list[CocoImage]:
     """
     try:
         content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_json(path, error) from error
     if not isinstance(content, dict):
         raise _wrong(path, f"a JSON {type(content).__name__}", expected="an object with images, annotations, categories")
@@ -172,10 +172,10 @@ def _shown(entry: Mapping[str, Any]) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _not_json(path: Path, error: json.JSONDecodeError) -> DataError:
-    return DataError(
-        f"not JSON (line {error.lineno}, column {error.colno}: {error.msg})", place=Place(file=str(path)), hint=DOWNLOAD_HINT
-    )
+def _not_json(path: Path, error: ValueError | RecursionError) -> DataError:
+    """Also of a number of thousands of digits, and of brackets in brackets: neither says a line."""
+    where = f"line {error.lineno}, column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
+    return DataError(f"not JSON ({where})", place=Place(file=str(path)), hint=DOWNLOAD_HINT)
 
 
 def _wrong(path: Path, what: str, *, expected: str, hint: str = DOWNLOAD_HINT) -> DataError:

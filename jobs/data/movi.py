@@ -21,7 +21,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from jobs.data.errors import DataError, Place
 from jobs.data.example import Feature, byte_strings, parse_example
@@ -199,6 +199,6 @@ def _decoded(coded: bytes, mode: Literal["RGB", "L"], *, name: str, place: Place
             if image.mode != mode:
                 raise DataError(f"a frame of `{name}` has pixels of mode {image.mode}", place=place, expected=mode)
             pixels: UInt8 = np.asarray(image)
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"a frame of `{name}` is no image ({error})", place=place, hint=CORRUPT_HINT) from error
     return pixels

@@ -15,6 +15,7 @@ Legend: H x W pixels of the image, S x S stored pixels.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.data.errors import DataError, Place
+from jobs.data.mat_file import check_mat
 from jobs.data.part_files import Layout, bad_line, cut_image, cut_labels, open_rgb, window
 from jobs.data.part_store import VOID, PartManifest, PartRecord, PartSource, UInt8
 from jobs.data.store import SPLITS, SplitName
@@ -202,7 +204,9 @@ def read_annotation(path: Path) -> tuple[AnnotatedObject, ...]:
 
     place = Place(file=str(path))
     try:
-        found = loadmat(path, simplify_cells=True)
+        content = path.read_bytes()
+        check_mat(content)
+        found = loadmat(io.BytesIO(content), simplify_cells=True)
     except FileNotFoundError as error:
         raise LAYOUT.missing(path, "no such file") from error
     except Exception as error:  # scipy's parser raises whatever the damage makes it stumble over

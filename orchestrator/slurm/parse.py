@@ -40,6 +40,8 @@ _TASKS = re.compile(r"(\d+)_\[([^\]]*)\]?", re.ASCII)
 _ID = re.compile(r"(\d{1,15})(?:_(\d{1,15}))?", re.ASCII)
 _MOST_TASKS = 4_000_001
 """Slurm's own ceiling of MaxArraySize: a longer range is a misreading, not an array."""
+_MOST_UNFOLDED = 200_000
+"""Tasks that one answer's `12_[0-9]` may stand for altogether: beyond that its lines are problems, not rows."""
 
 Item = TypeVar("Item")
 
@@ -85,11 +87,20 @@ def parse_count(text: str) -> int | None:
 
 def expand_tasks(text: str) -> Iterator[int]:
     """Task indices of `0-9:3,12%5`, as far as listed: sacct ends a long list with `...`."""
+    return itertools.chain.from_iterable(_ranges(text))
+
+
+def _ranges(text: str) -> Iterator[range]:
     for piece in text.partition("%")[0].split(","):
         match = re.fullmatch(r"(\d{1,7})(?:-(\d{1,7})(?::(\d{1,7}))?)?", piece, re.ASCII)
         if match is not None:
             first, last, step = int(match[1]), int(match[2] or match[1]), max(1, int(match[3] or 1))
-            yield from range(first, min(last, _MOST_TASKS) + 1, step)
+            yield range(first, min(last, _MOST_TASKS) + 1, step)
+
+
+def _unfolded(text: str, most: int) -> list[int] | None:
+    """`expand_tasks`, or None when it lists more than `most` indices."""
+    return list(expand_tasks(text)) if sum(map(len, _ranges(text))) <= most else None
 
 
 def _each_line(text: str, read: Callable[[str], Item | None]) -> Parsed[Item]:
@@ -149,16 +160,19 @@ def parse_history(text: str) -> Parsed[HistoryRow]:
     """Read `sacct -n -P -X --delimiter=SEPARATOR -o HISTORY_FIELDS`; a pending `12_[0-9]` becomes one row per task."""
     rows: list[HistoryRow] = []
     problems: list[str] = []
+    left = _MOST_UNFOLDED
     for line in text.split("\n"):
         if not line.strip():
             continue
         cells = line.split(SEPARATOR, len(HISTORY_FIELDS) - 1)
         single = _ID.fullmatch(cells[0])
         several = _TASKS.fullmatch(cells[0])
-        if len(cells) != len(HISTORY_FIELDS) or not (single or several):
+        indices = None if several is None else _unfolded(several[2], left)
+        if len(cells) != len(HISTORY_FIELDS) or (single is None and indices is None):
             problems.append(line)
-        elif several is not None:
-            rows += [_history_row(several[1], index, cells) for index in expand_tasks(several[2])]
+        elif several is not None and indices is not None:
+            left -= len(indices)
+            rows += [_history_row(several[1], index, cells) for index in indices]
         elif single is not None:
             rows.append(_history_row(single[1], None if single[2] is None else int(single[2]), cells))
     return Parsed(rows=tuple(rows), problems=tuple(problems))

@@ -27,7 +27,7 @@ def tracker_key(name: str) -> str:
         key = key.replace("/", "_").lstrip(".") or "_"
     if key == name and len(key) <= MAX_KEY:
         return name
-    mark = hashlib.sha256(name.encode()).hexdigest()[:8]
+    mark = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{key[: MAX_KEY - 9]}_{mark}"
 
 
