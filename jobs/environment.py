@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 @cache
-def fingerprint() -> str:
-    """Short hash of the names and versions of all installed distributions (from their metadata folders' names)."""
+def packages() -> tuple[str, ...]:
+    """`name-version.dist-info` of all installed distributions, sorted (from their metadata folders' names)."""
     names: set[str] = set()
     for folder in sys.path:
         if folder.endswith("site-packages"):
@@ -20,8 +20,13 @@ def fingerprint() -> str:
             except OSError:
                 continue
     mine = ("orch-",)  # the project itself is recorded by its code tree
-    text = "\n".join(sorted(name for name in names if not name.startswith(mine)))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return tuple(sorted(name for name in names if not name.startswith(mine)))
+
+
+@cache
+def fingerprint() -> str:
+    """Short hash of `packages()`."""
+    return hashlib.sha256("\n".join(packages()).encode()).hexdigest()[:16]
 
 
 def cpu_model() -> str:

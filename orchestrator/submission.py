@@ -5,15 +5,17 @@ Everything that can be wrong is found before the first write; a refused submissi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jobs
+from jobs.contract import write_atomically
 from jobs.data.errors import DataError
 from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, VideoFilesSpec
 from jobs.data_spec_parts import PART_FILES, CelebaSpec, CubSpec, PascalPartSpec
-from jobs.environment import fingerprint
+from jobs.environment import fingerprint, packages
 from jobs.spec import CountSpec, EmbedSpec, FrozenRun, PrepareSpec, TrainSpec
 from models.spec import AnyBackbone, BackboneSpec
 from models.spec_language import ClipSpec
@@ -30,6 +32,9 @@ from orchestrator.sweep.expand import expand
 from orchestrator.sweep.grammar import load_sweep
 from orchestrator.sweep.plan import WEIGHTS, Known, Plan, PlannedRun, plan
 from orchestrator.workspace import Root
+
+ENVIRONMENTS = "environments"
+"""ROOT/environments/FINGERPRINT.json: the packages behind the fingerprint that specs and attempts carry."""
 
 
 def checkout() -> Path:
@@ -196,6 +201,14 @@ class Frozen:
     """The sweep as it was known before; None when it is new."""
 
 
+def record_environment(root: Root) -> None:
+    """Write down, once for each fingerprint, which packages it stands for."""
+    path = root.path / ENVIRONMENTS / f"{fingerprint()}.json"
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_atomically(path, json.dumps(packages(), indent=1) + "\n")
+
+
 def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool) -> Frozen:
     """Write the plan: code snapshot, run directories with their specs, store. Can run again.
 
@@ -233,6 +246,7 @@ def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool)
                 steps=steps_of(run),
             )
         )
+    record_environment(root)
     workspace.flush(root)
     name = made.sweep.name
     before = store.known_sweep(name)

@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "table": ("orchestrator.cli.table", "Ship what is new to MLflow and print the sweep's table."),
     "sync": ("orchestrator.cli.sync", "Ship journals to MLflow."),
     "verify-resume": ("orchestrator.cli.verify", "Prove that a killed and resumed run equals an untouched one, bit for bit."),
+    "export": ("orchestrator.cli.export", "Pack a table's sources into one archive."),
+    "import": ("orchestrator.cli.import_archive", "Rebuild a root from an archive of `orch export`."),
     "doctor": ("orchestrator.cli.doctor", "Look at this cluster and write the site profile that submit reads."),
 }
 """command -> (module, one line). The module's function is called `command`; it is imported when the command is used."""
