@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cancel": ("orchestrator.cli.cancel", "Cancel a sweep's runs, or single runs."),
     "table": ("orchestrator.cli.table", "Ship what is new to MLflow and print the sweep's table."),
     "sync": ("orchestrator.cli.sync", "Ship journals to MLflow."),
+    "gc": ("orchestrator.cli.gc", "Say what takes room and is of no use any more; --apply removes it."),
     "verify-resume": ("orchestrator.cli.verify", "Prove that a killed and resumed run equals an untouched one, bit for bit."),
     "export": ("orchestrator.cli.export", "Pack a table's sources into one archive."),
     "import": ("orchestrator.cli.import_archive", "Rebuild a root from an archive of `orch export`."),

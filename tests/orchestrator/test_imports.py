@@ -65,6 +65,10 @@ def test_that_help_and_status_load_nothing_heavy(arguments: tuple[str, ...], roo
     assert loaded_by(*arguments, root=root_with_a_run) & {*HEAVY, "pydantic", "omegaconf", "yaml"} == set()
 
 
+def test_that_gc_loads_neither_torch_nor_mlflow(root_with_a_run: Path) -> None:
+    assert loaded_by("gc", root=root_with_a_run) & {*HEAVY, "pydantic", "omegaconf", "yaml"} == set()
+
+
 @pytest.mark.parametrize("sweep", ["sweeps/count.yaml", "sweeps/demo.yaml", "sweeps/text2slot.yaml"])
 def test_that_plan_loads_neither_torch_nor_mlflow(sweep: str, tmp_path: Path) -> None:
     assert (
@@ -85,7 +89,7 @@ def test_that_the_contracts_say_what_the_design_says() -> None:
     by_name = {contract["name"]: contract for contract in contracts}
     known = by_name["The control plane knows of the jobs only their contract"]["ignore_imports"]
     assert {line.removeprefix("orchestrator.** -> ") for line in known} == {
-        "jobs.contract", "jobs.data_spec",
+        "jobs.checkpoint", "jobs.contract", "jobs.data_spec",
         "jobs.data_spec_parts", "jobs.data.errors", "jobs.data.source", "jobs.environment", "jobs.journal",
         "jobs.metrics", "jobs.rehearsal_config", "jobs.needs", "jobs.picture_file", "jobs.spec", "jobs.weights_file",
         "models.spec", "models.spec_base", "models.spec_language", "models.spec_parts", "models.spec_video",
