@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench lock clean
+.PHONY: setup demo test check chaos bench lock clean
 
 setup: .venv/.complete
 
@@ -29,6 +29,12 @@ check: setup
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/slurm --durations=10
 	$(BIN)/python tests/with_slurm.py $(BIN)/python -m pytest -n 2 --dist loadfile tests/slurm --durations=10
+
+# Faults on a private Slurm of three nodes, INJECTIONS of them from SEED (some 20 s per ten); needs what the tests on Slurm need
+INJECTIONS ?= 300
+SEED ?= 1
+chaos: setup
+	$(BIN)/python tests/with_slurm.py $(BIN)/python tests/chaos/campaign.py --injections $(INJECTIONS) --seed $(SEED)
 
 bench: setup
 	$(BIN)/python tests/bench/bench_models.py

@@ -72,6 +72,9 @@ class Slurm(Protocol):
     def requeue(self, job_id: str) -> Reply:
         """Put a running or ended job or task back into the queue, under the same id."""
 
+    def release(self, job_ids: Collection[str]) -> None:
+        """Let waiting jobs or tasks start that are held; one that is unknown, not held or not ours to release is no error."""
+
     def show_job(self, job_id: str) -> JobDetail | None:
         """One job or task in detail; None when slurmctld does not know it (any more)."""
 
@@ -208,6 +211,12 @@ class SlurmCommand:
     def requeue(self, job_id: str) -> Reply:
         """One `scontrol requeue`. Also brings back a job that was just cancelled: ask for the cancel mark first."""
         return self._order("scontrol", "requeue", job_id)
+
+    def release(self, job_ids: Collection[str]) -> None:
+        """As few `scontrol release` as its command line allows; what one says of single jobs is not looked at."""
+        arguments = compact_ids(list(job_ids))
+        for begin in range(0, len(arguments), MOST_ARGUMENTS):
+            self._order("scontrol", "release", ",".join(arguments[begin : begin + MOST_ARGUMENTS]))
 
     def _order(self, *command: str) -> Reply:
         answer = self._ask(*command)

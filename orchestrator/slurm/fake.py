@@ -22,7 +22,10 @@ from orchestrator.slurm.rows import (
     Reply,
     Verdict,
 )
-from orchestrator.slurm.states import ENDED, SlurmState
+from orchestrator.slurm.states import ENDED, LAUNCH_FAILED, SlurmState
+
+HOLDS = ("JobHeldUser", LAUNCH_FAILED)
+"""Reasons of tasks that wait until they are released."""
 
 
 @dataclass(kw_only=True)
@@ -132,6 +135,14 @@ class FakeSlurm:
             self._requeue(task)
         return Reply(verdict=Verdict.DONE)
 
+    def release(self, job_ids: Collection[str]) -> None:
+        """As Slurm.release."""
+        self._called("release")
+        for job_id in job_ids:
+            for task in self._matching(job_id):
+                if task.state is SlurmState.PENDING and task.reason in HOLDS:
+                    task.reason = "None"
+
     def show_job(self, job_id: str) -> JobDetail | None:
         """As Slurm.show_job."""
         self._called("show_job")
@@ -211,6 +222,13 @@ class FakeSlurm:
                 self._requeue(task)
             else:
                 self._end(task, SlurmState.PREEMPTED)
+
+    def hold(self, job_id: str, *, reason: str = "JobHeldUser") -> None:
+        """A person holds a waiting task, or (reason LAUNCH_FAILED) Slurm does, after a running one could not be launched."""
+        for task in self._matching(job_id):
+            if task.state is SlurmState.RUNNING:
+                self._requeue(task)
+            task.reason = reason
 
     def lose(self, job_id: str) -> None:
         """Slurm forgets the tasks altogether: slurmctld was reset, and so was accounting."""

@@ -108,6 +108,15 @@ ENDED = frozenset(
 )
 """Slurm will not run it again unless somebody asks. UNKNOWN is in none of the three sets."""
 
+LAUNCH_FAILED = "launch failed requeued held"
+"""Slurm's reason for a waiting job that it holds itself, since its node could not launch it: it would wait for ever."""
+
+
+def held_by_slurm(reason: str) -> bool:
+    """Whether a waiting job's reason is that one (newer versions join its words)."""
+    return reason.replace("_", " ") == LAUNCH_FAILED
+
+
 _CANCELLED_BY = re.compile(r"CANCELLED by (\d{1,10})")
 _WORD = re.compile(r"[A-Z][A-Z_]*")
 

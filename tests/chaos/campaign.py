@@ -163,6 +163,7 @@ def recover(scene: Scene, plan: Plan) -> None:
     deadline = time.monotonic() + plan.patience_s
     scene.orch("submit", str(scene.sweep))
     while time.monotonic() < deadline:
+        scene.mend_nodes()
         if all(scene.done(run) for run in scene.run_ids()) and not scene.jobs(("RUNNING", "PENDING", "COMPLETING")):
             return
         scene.orch("resume", NAME)

@@ -126,6 +126,12 @@ class Scene:
             found[run] = attempts[-1].entries[-1].step if attempts and attempts[-1].entries else -1
         return found
 
+    def mend_nodes(self) -> None:
+        """What an administrator does with nodes that Slurm has drained by itself, after a launch that failed amid the faults."""
+        answer = self.cluster.run("sinfo", "-h", "-N", "-p", "low", "-t", "drain,down", "-o", "%N", check=False)
+        for node in sorted(set(answer.stdout.split())):
+            self.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+
     def end_helpers(self) -> None:
         """Wait for what faults have started; who lasts longer than a minute is killed."""
         deadline = time.monotonic() + 60

@@ -41,6 +41,9 @@ class Driver(Protocol):
     def evict(self, job_id: str) -> None:
         """A job of a higher tier takes the nodes."""
 
+    def hold(self, job_id: str) -> None:
+        """A person holds a waiting task."""
+
     def let_forget(self) -> None:
         """Wait until slurmctld has forgotten every ended job."""
 
@@ -77,6 +80,9 @@ class FakeDriver:
     def evict(self, job_id: str) -> None:
         self.slurm.evict(job_id, requeue=self.slurm.tasks[job_id].partition != "low_cancel")
 
+    def hold(self, job_id: str) -> None:
+        self.slurm.hold(job_id)
+
     def let_forget(self) -> None:
         self.slurm.advance(self.slurm.min_job_age_s)
 
@@ -110,6 +116,9 @@ class RealDriver:
 
     def evict(self, job_id: str) -> None:
         self.cluster.evict(job_id)
+
+    def hold(self, job_id: str) -> None:
+        self.cluster.run("scontrol", "hold", job_id)
 
     def let_forget(self) -> None:
         def forgotten() -> bool:
@@ -266,6 +275,15 @@ def test_that_requests_for_an_unknown_job_say_so(driver: Driver) -> None:
 def test_that_a_waiting_task_cannot_be_requeued(driver: Driver) -> None:
     array = driver.submit("orch-waits", 2, partition="hold")
     assert driver.slurm.requeue(f"{array}_0").verdict is Verdict.REFUSED
+
+
+def test_that_a_held_task_waits_until_it_is_released(driver: Driver) -> None:
+    array = driver.submit("orch-held", 2, partition="hold")
+    driver.hold(f"{array}_1")
+    driver.until(lambda: driver.slurm.jobs(USER).by_id()[f"{array}_1"].reason == "JobHeldUser")
+    driver.slurm.release([f"{array}_0", f"{array}_1", "99999999"])
+    driver.until(lambda: driver.slurm.jobs(USER).by_id()[f"{array}_1"].reason != "JobHeldUser")
+    assert state_of(driver, f"{array}_1") is SlurmState.PENDING
 
 
 def test_that_a_task_that_never_started_is_shown_under_its_own_id(driver: Driver) -> None:
