@@ -15,15 +15,17 @@ from dataclasses import dataclass, field
 
 from jobs.contract import read_attempts, write_atomically
 from orchestrator.batches import Cut, dependency
+from orchestrator.causes import SLURM, slurm_line
 from orchestrator.decide import Action, Adopt, Move, Withdraw
 from orchestrator.errors import ClusterError
 from orchestrator.lifecycle import ACTIVE, RunState
 from orchestrator.local_process import LOCAL_JOB, terminate
 from orchestrator.records import RunRecord
+from orchestrator.retry import NODE_FAILED, RETRY, Retry, Verdict
 from orchestrator.slurm.client import Slurm
 from orchestrator.slurm.submit import AnswerLost, ArrayRequest, sbatch, write_index
 from orchestrator.store.runs import Change, Store
-from orchestrator.workspace import Root
+from orchestrator.workspace import Root, refreeze_runtime
 
 
 def record(store: Store, actions: Sequence[Action], *, now: float) -> None:
@@ -31,7 +33,14 @@ def record(store: Store, actions: Sequence[Action], *, now: float) -> None:
     moves = [action for action in actions if isinstance(action, Move)]
     store.apply(
         [
-            Change(run=move.run, state=move.state, reason=move.reason, missing_since=move.missing_since, job=move.job)
+            Change(
+                run=move.run,
+                state=move.state,
+                reason=move.reason,
+                missing_since=move.missing_since,
+                job=move.job,
+                facts={} if move.slurm is None else {SLURM: slurm_line(move.slurm)},
+            )
             for move in moves
         ],
         now=now,
@@ -94,6 +103,29 @@ def submit_batches(root: Root, store: Store, cut: Cut) -> Submitted:
     sizes = {job: len(batch.runs) for job, batch in zip(jobs, cut.batches, strict=True)}
     hold(store, cut.held)
     return Submitted(arrays=sizes, held=cut.held)
+
+
+def plan_again(root: Root, store: Store, verdicts: Mapping[str, Verdict], *, now: float) -> list[str]:
+    """Plan the runs again whose verdict says so, each with its line in the ledger; the ids.
+
+    A change of a run's accumulation follows the record: dying in between costs one retry, and never cuts a batch twice.
+    """
+    again = {run: one for run, one in verdicts.items() if one.resume}
+    changes: list[Change] = []
+    records = store.runs(again)
+    for run, one in again.items():
+        facts = {RETRY: Retry(trouble=one.trouble, after_attempt=newest_attempt(root, run)).line()}
+        if one.finding.nodes:
+            facts[NODE_FAILED] = f"{one.finding.nodes} {records[run].job}"
+        if one.accumulation is not None:
+            facts["accumulation"] = str(one.accumulation)
+        reason = f"again after {one.trouble.value} ({one.used + 1} of {one.budget})"
+        changes.append(Change(run=run, state=RunState.PLANNED, reason=reason, facts=facts))
+    store.apply(changes, now=now)
+    for run, one in again.items():
+        if one.accumulation is not None:
+            refreeze_runtime(root, run, {"accumulation": one.accumulation})
+    return list(again)
 
 
 def hold(store: Store, held: Mapping[str, str]) -> None:

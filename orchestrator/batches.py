@@ -24,6 +24,8 @@ class Limits:
     """Slurm's MaxArraySize: the largest index plus one."""
     max_tasks: int | None = None
     """Tasks that may still be queued; None when nothing is known."""
+    avoidable_nodes: int | None = None
+    """At most so many nodes may be left out: half of the smallest partition of several; None when nothing is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,15 @@ def cut(planned: Sequence[RunRecord], records: Mapping[str, RunRecord], limits: 
                 if fitting:
                     batches.append(replace(piece, runs=fitting))
     return Cut(batches=tuple(batches), held=held)
+
+
+def avoiding(resources: Mapping[str, Any], nodes: Sequence[str]) -> Mapping[str, Any]:
+    """Resources that also leave out these nodes; as they are when there are none, or when they name the nodes they want."""
+    named = {"nodelist", "exclude"} & set(resources.get("additional_parameters") or {})
+    if not nodes or named:
+        return resources
+    own = [resources["exclude"]] if resources.get("exclude") else []
+    return {**resources, "exclude": ",".join([*own, *sorted(nodes)])}
 
 
 def dependency(batch: Batch, jobs: Sequence[str]) -> str:

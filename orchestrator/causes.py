@@ -15,6 +15,9 @@ from orchestrator.policy import Trouble
 from orchestrator.slurm.states import SlurmState, read_state
 from orchestrator.snapshot import TaskSeen
 
+SLURM = "slurm"
+"""Event of a run: how Slurm saw its job end (`slurm_line`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptSeen:

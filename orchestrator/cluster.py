@@ -56,4 +56,9 @@ def keep_profile(root: Root, site: Site) -> None:
 
 def limits_of(site: Site) -> Limits:
     """What may be queued at this site."""
-    return Limits(max_array_size=site.largest_chunk, max_tasks=site.max_submit_jobs or site.max_job_count)
+    sizes = [sum(shape.count for shape in partition.shapes) for partition in site.partitions]
+    return Limits(
+        max_array_size=site.largest_chunk,
+        max_tasks=site.max_submit_jobs or site.max_job_count,
+        avoidable_nodes=min((size for size in sizes if size > 1), default=0) // 2,
+    )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from jobs.contract import Outcome, Status
-from orchestrator.lifecycle import LEGAL, RunState
+from orchestrator.lifecycle import LEGAL, RESUMABLE, RunState
 from orchestrator.local_process import LOCAL_JOB
 from orchestrator.policy import Policy
 from orchestrator.records import RunRecord, SubmissionRecord
@@ -28,6 +28,8 @@ class Move:
     missing_since: float | None = None
     job: str | None = None
     """The job that works on it, when it is not the one that the store knows."""
+    slurm: TaskSeen | None = None
+    """How Slurm saw its job end, for a run that ended without finishing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,14 @@ def _live(queue: Mapping[str, TaskSeen] | None, job: str) -> TaskSeen | None:
 def _observe_run(
     record: RunRecord, snapshot: Snapshot, records: Mapping[str, RunRecord], policy: Policy, now: float
 ) -> Move | None:
+    move = _move_of(record, snapshot, records, policy, now)
+    if move is None or move.state not in RESUMABLE or move.state is record.state:
+        return move
+    past = (snapshot.history or {}).get(record.job)
+    return move if past is None or past.state not in ENDED else replace(move, slurm=past)
+
+
+def _move_of(record: RunRecord, snapshot: Snapshot, records: Mapping[str, RunRecord], policy: Policy, now: float) -> Move | None:
     seen = snapshot.disk.get(record.id)
     queue = snapshot.local if record.job.startswith(LOCAL_JOB) else snapshot.queue
     task = _live(queue, record.job)

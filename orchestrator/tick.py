@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator import apply
-from orchestrator.batches import Limits, cut
+from orchestrator.batches import Limits, avoiding, cut
 from orchestrator.cluster import user_name
 from orchestrator.decide import Adopt, decide
+from orchestrator.errors import ClusterError
 from orchestrator.lifecycle import ACTIVE, RunState
 from orchestrator.observe import observe
 from orchestrator.policy import Policy
 from orchestrator.records import RunRecord
+from orchestrator.retry import NODE_FAILED, NodeEvidence, avoided_nodes
 from orchestrator.slurm.client import Slurm
+from orchestrator.slurm.submit import AnswerLost
 from orchestrator.snapshot import Snapshot
 from orchestrator.store.runs import Store
 from orchestrator.workspace import Root
@@ -45,8 +48,16 @@ def look(root: Root, store: Store, slurm: Slurm | None, *, policy: Policy | None
     return Pass(records=store.runs() if actions else records, snapshot=snapshot)
 
 
-def submit_planned(root: Root, store: Store, ids: Iterable[str], limits: Limits) -> apply.Submitted:
-    """Queue the planned runs among `ids`, and planned runs that they need."""
+def submit_planned(
+    root: Root,
+    store: Store,
+    ids: Iterable[str],
+    limits: Limits,
+    *,
+    policy: Policy | None = None,
+    now: float | None = None,
+) -> apply.Submitted:
+    """Queue the planned runs among `ids`, and planned runs that they need; nodes that failed lately are left out."""
     records = store.runs()
     wanted: dict[str, RunRecord] = {}
     pending = [run for run in ids if run in records]
@@ -58,5 +69,25 @@ def submit_planned(root: Root, store: Store, ids: Iterable[str], limits: Limits)
     planned = [record for run, record in records.items() if run in wanted]
     if limits.max_tasks is not None:
         queued = sum(1 for record in records.values() if record.state in ACTIVE)
-        limits = Limits(max_array_size=limits.max_array_size, max_tasks=max(0, limits.max_tasks - queued))
-    return apply.submit_batches(root, store, cut(planned, records, limits))
+        limits = replace(limits, max_tasks=max(0, limits.max_tasks - queued))
+    avoided = nodes_to_avoid(store, limits, policy or Policy(), now=time.time() if now is None else now)
+    if not avoided:
+        return apply.submit_batches(root, store, cut(planned, records, limits))
+    fewer = [replace(record, resources=avoiding(record.resources, avoided)) for record in planned]
+    try:
+        return apply.submit_batches(root, store, cut(fewer, records, limits))
+    except AnswerLost:
+        raise
+    except ClusterError:  # without these nodes there may be none left that fits: better a doubtful node than none
+        records = store.runs()
+        planned = [records[run] for run in wanted if records[run].state is RunState.PLANNED]
+        return apply.submit_batches(root, store, cut(planned, records, limits))
+
+
+def nodes_to_avoid(store: Store, limits: Limits, policy: Policy, *, now: float) -> list[str]:
+    """Nodes that failed under runs of this root a while ago, by the event log."""
+    evidence: list[NodeEvidence] = []
+    for event in store.events_named(NODE_FAILED, since=now - policy.avoid_node_s):
+        nodes, _, job = event.detail.partition(" ")
+        evidence.append(NodeEvidence(at=event.at, nodes=nodes, job=job))
+    return avoided_nodes(evidence, policy, now=now, most=limits.avoidable_nodes)

@@ -208,6 +208,12 @@ def refreeze_config(root: Root, run_id: str, config: Mapping[str, Any]) -> None:
         write_atomically(run_dir.spec, json.dumps(spec | {"config": dict(config)}, indent=1, sort_keys=True) + "\n")
 
 
+def refreeze_runtime(root: Root, run_id: str, changed: Mapping[str, int]) -> None:
+    """Change how an unfinished run is executed (keys of `runtime`), which is no part of its identity."""
+    config = json.loads(root.run_dir(run_id).spec.read_text(encoding="utf-8"))["config"]
+    refreeze_config(root, run_id, config | {"runtime": config["runtime"] | dict(changed)})
+
+
 def refreeze_places(root: Root, run_id: str, config: Mapping[str, Any]) -> None:
     """Tell a finished run where its data and weights lie now: later runs look there. Nothing else of its record changes."""
     run_dir = root.run_dir(run_id)

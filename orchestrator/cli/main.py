@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "orchestrator.cli.resume",
         "Continue failed, lost, timed-out, cancelled and stopped runs from their last checkpoint.",
     ),
+    "watch": (
+        "orchestrator.cli.watch",
+        "Resume what is worth a retry, queue what is planned as the queue drains, ship journals.",
+    ),
     "cancel": ("orchestrator.cli.cancel", "Cancel a sweep's runs, or single runs."),
     "table": ("orchestrator.cli.table", "Ship what is new to MLflow and print the sweep's table."),
     "sync": ("orchestrator.cli.sync", "Ship journals to MLflow."),

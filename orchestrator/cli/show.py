@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -12,7 +13,11 @@ from jobs.contract import read_attempts, read_outcome
 from jobs.journal import read_journal
 from orchestrator.cli.common import Desk, find_run, json_option, open_desk
 from orchestrator.cli.status import refresh
+from orchestrator.endings import tail, verdicts
+from orchestrator.lifecycle import RESUMABLE
+from orchestrator.policy import Policy
 from orchestrator.records import RunRecord
+from orchestrator.retry import ledger
 
 
 def log_files(desk: Desk, run: str) -> list[Path]:
@@ -21,23 +26,40 @@ def log_files(desk: Desk, run: str) -> list[Path]:
     return sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
 
 
-def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file (of its last 64 KiB)."""
-    with open(path, "rb") as handle:
-        size = handle.seek(0, 2)
-        handle.seek(max(0, size - 65536))
-        return handle.read().decode("utf-8", "replace").splitlines()[-lines:]
-
-
 def when(seconds: float) -> str:
     """Local time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "?"
+
+
+def outlook(desk: Desk, record: RunRecord) -> list[str]:
+    """What happened to a run that ended without finishing, how often, and what `orch watch` will do or why it will not."""
+    before = Counter(one.trouble for one in ledger((event.what, event.detail) for event in desk.store.events_of(record.id)))
+    often = ", ".join(f"{trouble.value} ({number})" for trouble, number in before.items())
+    lines = [f"retried:   {often}"] if often else []
+    if record.state not in RESUMABLE:
+        return lines
+    names = desk.store.sweeps_of(record.id)
+    wanted = [name for name in names if desk.store.wanted(name)]
+    verdict = verdicts(desk.root, desk.store, wanted or names, Policy(), now=time.time())[0].get(record.id)
+    if verdict is None:
+        return lines
+    lines.insert(0, f"cause:     {verdict.trouble.value}: {verdict.finding.what}")
+    if verdict.finding.nodes:
+        lines.append(f"node:      {verdict.finding.nodes} (left out for some hours, if it failed alone or under two jobs)")
+    if names and not wanted:
+        lines.append("next:      nothing: its sweep was cancelled; `orch resume` takes it up again")
+    elif verdict.resume:
+        lines.append(f"next:      `orch watch` or `orch resume` queues it again: {verdict.why}")
+    else:
+        lines.append(f"next:      `orch watch` leaves it: {verdict.why}; `orch resume {record.id}` continues it all the same")
+    return [*lines, f"hint:      {verdict.finding.hint}"] if verdict.finding.hint else lines
 
 
 def explain(desk: Desk, record: RunRecord) -> str:
     """Everything about one run in words."""
     run_dir = desk.root.run_dir(record.id)
     lines = [f"{record.id}: {record.state.value}" + (f": {record.reason}" if record.reason else "")]
+    lines += [f"  {line}" for line in outlook(desk, record)]
     lines.append(f"  directory: {run_dir.path}")
     lines.append(f"  serves:    {', '.join(desk.store.sweeps_of(record.id)) or 'no sweep'}")
     lines += [f"  needs:     {need} ({kind})" for kind, need in record.needs.items()]

@@ -29,3 +29,9 @@ def of_subject(connection: sqlite3.Connection, subject: str) -> list[Event]:
     """All events about one subject, oldest first."""
     rows = connection.execute("SELECT * FROM events WHERE subject = ? ORDER BY rowid", (subject,))
     return [Event(at=row["at"], subject=row["subject"], what=row["what"], detail=row["detail"]) for row in rows]
+
+
+def of_kind(connection: sqlite3.Connection, what: str, *, since: float) -> list[Event]:
+    """All events that say the same of any subject, after a time, oldest first. Reads the whole log: for rare questions."""
+    rows = connection.execute("SELECT * FROM events WHERE what = ? AND at > ? ORDER BY rowid", (what, since))
+    return [Event(at=row["at"], subject=row["subject"], what=row["what"], detail=row["detail"]) for row in rows]

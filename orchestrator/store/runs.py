@@ -6,7 +6,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +30,8 @@ class Change:
     token: str | None = None
     after_attempt: int | None = None
     missing_since: float | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Further events of the run, what -> detail: in the same transaction, ahead of the change."""
 
 
 _UNANSWERED = (RunState.SUBMITTING.value, RunState.PLANNED.value)
@@ -156,6 +158,10 @@ class Store:
         """What happened to a run, oldest first."""
         return events.of_subject(self.connection, subject)
 
+    def events_named(self, what: str, *, since: float) -> list[Event]:
+        """Events of one kind after a time (seconds since the epoch), oldest first."""
+        return events.of_kind(self.connection, what, since=since)
+
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def note(self, sweep: str, what: str) -> None:
@@ -262,6 +268,8 @@ class Store:
                     continue
                 old = RunState(row["state"])
                 check_transition(old, change.state)
+                further = (Event(at=now, subject=change.run, what=what, detail=detail) for what, detail in change.facts.items())
+                events.append(self.connection, further)
                 job = row["job"] if change.job is None else change.job
                 token = row["token"] if change.token is None else change.token
                 after = row["after_attempt"] if change.after_attempt is None else change.after_attempt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import re
 from running import REPOSITORY, outcome_of, python_m_jobs, until
 
 from jobs.contract import Attempt, Cause, ExitCode, Outcome, RunDir, Status, claim, read_attempts, write_outcome
