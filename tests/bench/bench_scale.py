@@ -1,8 +1,10 @@
 """Seconds until a sweep of trivial cells is in Slurm's queue: orch, and Hydra's submitit launcher in the same run.
 
-On a private Slurm, into a partition that starts nothing. Prints seconds, sbatch calls and the time of `orch status`.
+On a private Slurm, into a partition that starts nothing. Prints seconds, sbatch calls, the time of `orch status`, and of one
+`orch resume` and one `orch table` over all runs with their peak memory and the commands of Slurm that they start; then seconds and
+memory of `orch plan` for a sweep too large to queue.
 Both run once with a single cell first, so that both find their byte code compiled, as on a login node.
-Usage: python tests/bench/bench_scale.py [--cells 1000 10000] [--peer 1000]
+Usage: python tests/bench/bench_scale.py [--cells 1000 10000] [--peer 1000] [--plan 100000]
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.slurm.cluster import Options, SlurmCluster
 
+COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "sacctmgr", "scancel")
 ORCH = [sys.executable, "-c", "from orchestrator.cli.main import main; main()"]
 SWEEP = """
 title: {cells} trivial cells
@@ -43,21 +47,32 @@ def queued(cluster: SlurmCluster) -> int:
     return len(cluster.run("squeue", "-h", "-r", "-o", "%i").stdout.split())
 
 
-def counting_sbatch(folder: Path) -> tuple[Path, Path]:
-    """A folder for the front of PATH whose sbatch leaves a line per call, and the file with the lines."""
+def counting_commands(folder: Path) -> tuple[Path, Path]:
+    """A folder for the front of PATH whose Slurm commands leave a line per call, and the file with the lines."""
     folder.mkdir()
     calls = folder / "calls"
-    wrapper = folder / "sbatch"
-    wrapper.write_text(f'#!/bin/sh\necho call >> {calls}\nexec {shutil.which("sbatch")} "$@"\n')
-    wrapper.chmod(0o755)
+    for command in COMMANDS:
+        wrapper = folder / command
+        wrapper.write_text(f'#!/bin/sh\necho {command} >> {calls}\nexec {shutil.which(command)} "$@"\n')
+        wrapper.chmod(0o755)
     return folder, calls
+
+
+def measured(words: Sequence[str], environment: Mapping[str, str]) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of one orch command."""
+    begun = time.monotonic()
+    process = subprocess.Popen([*ORCH, *words], env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - begun
+    assert os.waitstatus_to_exitcode(status) == 0, words
+    return seconds, usage.ru_maxrss / 1024
 
 
 def ours(cluster: SlurmCluster, folder: Path, cells: int) -> dict[str, float]:
     """One sweep through `orch submit`, then `orch status` five times."""
     sweep = folder / f"cells{cells}.yaml"
     sweep.write_text(SWEEP.format(cells=cells, seeds=list(range(cells))))
-    front, calls = counting_sbatch(folder / f"bin{cells}")
+    front, calls = counting_commands(folder / f"bin{cells}")
     environment = os.environ | cluster.env | {"ORCH_ROOT": str(folder / f"root{cells}")}
     environment["PATH"] = f"{front}:{environment['PATH']}"
     begun = time.monotonic()
@@ -73,12 +88,25 @@ def ours(cluster: SlurmCluster, folder: Path, cells: int) -> dict[str, float]:
         begun = time.monotonic()
         subprocess.run([*ORCH, "status"], env=environment, stdout=subprocess.DEVNULL, check=True)
         status.append(time.monotonic() - begun)
-    return {
+    found = {
         "in queue": in_queue,
         "command": whole,
-        "sbatch calls": float(len(calls.read_text().splitlines())),
+        "sbatch calls": float(calls.read_text().split().count("sbatch")),
         "status": statistics.median(status),
     }
+    for words in (["resume"], ["table", sweep.stem]):
+        calls.write_text("")
+        seconds, memory_mib = measured(words, environment)
+        asked = float(len(calls.read_text().split()))
+        found |= {words[0]: seconds, f"{words[0]} MiB": memory_mib, f"{words[0]} Slurm commands": asked}
+    return found
+
+
+def planned(folder: Path, cells: int) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of `orch plan` for a sweep of so many cells."""
+    sweep = folder / f"planned{cells}.yaml"
+    sweep.write_text(SWEEP.format(cells=cells, seeds=list(range(cells))))
+    return measured(["plan", str(sweep)], os.environ | {"ORCH_ROOT": str(folder / "planned")})
 
 
 def peer(cluster: SlurmCluster, folder: Path, cells: int) -> float:
@@ -103,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--peer", type=int, default=1000)
+    parser.add_argument("--plan", type=int, default=100_000)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="orch-scale-"))
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -117,6 +146,9 @@ def main() -> None:
             found[cells] = ours(cluster, folder, cells)
             cluster.clear()
             print(f"{cells} cells: " + ", ".join(f"{name} {value:.2f}" for name, value in found[cells].items()), flush=True)
+        if options.plan:
+            seconds, memory_mib = planned(folder, options.plan)
+            print(f"plan of {options.plan} cells: {seconds:.1f} s, peak {memory_mib:.0f} MiB", flush=True)
         if options.peer:
             seconds = peer(cluster, folder, options.peer)
             cluster.clear()
