@@ -1,7 +1,7 @@
 """Seconds until a sweep of trivial cells is in Slurm's queue: orch, and Hydra's submitit launcher in the same run.
 
 On a private Slurm, into a partition that starts nothing. Prints seconds, sbatch calls, the time of `orch status`, and of one
-`orch resume` and one `orch table` over all runs with their peak memory and the commands of Slurm that they start; then seconds and
+`orch resume` and one `orch table` over all runs with their peak memory and the Slurm commands that they start; then seconds and
 memory of `orch plan` for a sweep too large to queue.
 Both run once with a single cell first, so that both find their byte code compiled, as on a login node.
 Usage: python tests/bench/bench_scale.py [--cells 1000 10000] [--peer 1000] [--plan 100000]
