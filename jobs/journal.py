@@ -98,7 +98,7 @@ def _parse(line: bytes) -> Entry | None:
         raw = json.loads(line)
         metrics = {str(name): float(value) for name, value in raw.get("m", {}).items()}
         step, time_ms, detail = int(raw["s"]), int(raw["t"]), raw.get("d", {})
-        if not (0 <= step <= _MOST and 0 <= time_ms <= _MOST and isinstance(detail, dict)):
+        if not (0 <= step <= _MOST and abs(time_ms) <= _MOST and isinstance(detail, dict)):
             return None
         return Entry(step=step, time_ms=time_ms, metrics=metrics, event=str(raw.get("e", "")), detail=detail)
     except _DAMAGED:
