@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from jobs.contract import Status, manifest_problem, read_outcome
 from orchestrator import apply, shipping, tick
 from orchestrator.batches import Limits
-from orchestrator.endings import Cache, verdicts
+from orchestrator.endings import Cache, gather, verdicts
 from orchestrator.errors import ClusterError, OrchError
+from orchestrator.held import held
 from orchestrator.lifecycle import ACTIVE, RESUMABLE, RunState
 from orchestrator.local_process import LOCAL_JOB
-from orchestrator.policy import Policy
+from orchestrator.policy import Policy, Trouble
 from orchestrator.records import RunRecord
-from orchestrator.retry import Verdict
+from orchestrator.retry import RETRY, Retry, Verdict, ledger, used_of
 from orchestrator.slurm.client import Slurm
-from orchestrator.store.runs import Store
+from orchestrator.snapshot import Snapshot
+from orchestrator.store.runs import Change, Store
 from orchestrator.workspace import Root
 
 
@@ -66,13 +68,14 @@ class Watch:
         unanswered: ClusterError | None = None
         found: dict[str, Verdict] = {}
         try:
-            tick.look(self.root, self.store, self.slurm, policy=self.policy, now=self.clock())
+            snapshot = tick.look(self.root, self.store, self.slurm, policy=self.policy, now=self.clock()).snapshot
             looked = self._watched(names)
             found, killers = verdicts(self.root, self.store, names, self.policy, now=self.clock(), cache=self._read)
             lines += _moves(before, looked, found)
             lines += [line for name, why in killers.items() if (line := self._once(f"stop {name}", f"{name} stops: {why}"))]
             for run in apply.plan_again(self.root, self.store, found, now=self.clock()):
                 lines.append(f"{run} planned again: {found[run].trouble.value}: {found[run].why}")
+            lines += self._release(snapshot, looked.values())
             lines += self._queue([name for name in names if name not in killers])
             troubles += self._once_line("slurm", "")
         except (OrchError, sqlite3.OperationalError, OSError) as error:
@@ -120,14 +123,31 @@ class Watch:
             )
             apply.hold(self.store, blocked)
         lines = [f"queued array {job}: {tasks} run{'s' if tasks != 1 else ''}" for job, tasks in done.arrays.items()]
-        held = {**done.held, **blocked}
-        fresh = {run: why for run, why in held.items() if run not in planned or planned[run].reason != why}
+        waiting = {**done.held, **blocked}
+        fresh = {run: why for run, why in waiting.items() if run not in planned or planned[run].reason != why}
         by_reason: dict[str, list[str]] = {}
         for run, why in fresh.items():
             by_reason.setdefault(why, []).append(run)
         for why, ids in by_reason.items():
             lines.append(f"{ids[0]} held: {why}" if len(ids) == 1 else f"{len(ids)} runs held: {why}")
         return lines
+
+    def _release(self, snapshot: Snapshot, records: Iterable[RunRecord]) -> list[str]:
+        """Let jobs go that Slurm holds because a node could not launch them, as often as nodes may fail."""
+        jobs = {record.job: record for record in records if record.state in ACTIVE and record.job}
+        changes: list[Change] = []
+        for job in held(snapshot, jobs):
+            record, events = jobs[job], self.store.events_of(jobs[job].id)
+            ended = gather(self.root, record, events)
+            used = used_of(Trouble.NODE_FAILURE, ledger((event.what, event.detail) for event in events), ended.progress[0])
+            if used < self.policy.budgets.get(Trouble.NODE_FAILURE, 0):
+                line = Retry(trouble=Trouble.NODE_FAILURE, after_attempt=ended.newest_attempt).line()
+                changes.append(Change(run=record.id, state=record.state, reason=record.reason, facts={RETRY: line}))
+        self.store.apply(changes, now=self.clock())
+        released = [record.job for change in changes for record in jobs.values() if record.id == change.run]
+        if released:
+            self.slurm.release(released)
+        return [f"released {job}: a node could not launch it, and Slurm held it" for job in released]
 
     def _blocked(self, record: RunRecord) -> str:
         """Why a run that had found its needs unfit would find them so again; empty when it may be tried."""

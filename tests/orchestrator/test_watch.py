@@ -23,7 +23,7 @@ from orchestrator.lifecycle import RunState
 from orchestrator.policy import BUDGETS, Policy, Trouble
 from orchestrator.records import CellRecord, RunRecord
 from orchestrator.slurm.fake import FakeSlurm
-from orchestrator.slurm.states import ENDED, SlurmState
+from orchestrator.slurm.states import ENDED, LAUNCH_FAILED, SlurmState
 from orchestrator.slurm.submit import ArrayRequest
 from orchestrator.store.runs import Change, Store
 from orchestrator.watch import Turn, Watch
@@ -359,6 +359,19 @@ def test_that_ten_runs_drain_through_a_limit_of_three(world: World) -> None:
             world.says(running, world.begin(running), None)
     assert (most, set(world.states())) == (3, {"done"})
     assert sum(request.tasks for request in world.requests) == 11
+
+
+def test_that_what_slurm_holds_after_a_failed_launch_is_let_go_as_often_as_nodes_may_fail(world: World) -> None:
+    (run,) = world.plan(1)
+    watch = world.watch()
+    world.turn(watch)
+    said: list[str] = []
+    for _ in range(BUDGETS[Trouble.NODE_FAILURE] + 2):
+        world.slurm.hold(world.job(run), reason=LAUNCH_FAILED)
+        said += world.turn(watch).lines
+    released = [line for line in said if line.startswith(f"released {world.job(run)}")]
+    assert len(released) == BUDGETS[Trouble.NODE_FAILURE]
+    assert world.state(run) == "queued"
 
 
 # --- silence, death, company --------------------------------------------------------------------------------------------
