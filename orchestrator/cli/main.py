@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sync": ("orchestrator.cli.sync", "Ship journals to MLflow."),
     "gc": ("orchestrator.cli.gc", "Say what takes room and is of no use any more; --apply removes it."),
     "verify-resume": ("orchestrator.cli.verify", "Prove that a killed and resumed run equals an untouched one, bit for bit."),
+    "reproduce": ("orchestrator.cli.reproduce", "Run a finished cell once more from its frozen code, and say what differs."),
     "export": ("orchestrator.cli.export", "Pack a table's sources into one archive."),
     "import": ("orchestrator.cli.import_archive", "Rebuild a root from an archive of `orch export`."),
     "doctor": ("orchestrator.cli.doctor", "Look at this cluster and write the site profile that submit reads."),
