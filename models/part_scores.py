@@ -103,7 +103,7 @@ def point_tables(
 ) -> Int[Tensor, "B Q+1 K"]:
     """Counts of visible keypoints (x, y) by (1 + number of the keypoint, slot of the nearest pixel); row 0 is empty."""
     height, width = ids_BHW.shape[1:]
-    nearest_BQ2 = keypoints_BQ2.nan_to_num().round().long()
+    nearest_BQ2 = (keypoints_BQ2.nan_to_num() + 0.5).floor().long()
     x_BQ, y_BQ = nearest_BQ2[..., 0].clamp(0, width - 1), nearest_BQ2[..., 1].clamp(0, height - 1)
     found_BQ = ids_BHW[torch.arange(len(ids_BHW), device=ids_BHW.device)[:, None], y_BQ, x_BQ]
     labels_BQ = torch.arange(1, keypoints_BQ2.shape[1] + 1, device=ids_BHW.device).expand_as(found_BQ)

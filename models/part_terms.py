@@ -1,6 +1,6 @@
 """Owns the formulas of the losses that make slots parts, per image where a term is one (scops_slots.md 3).
 
-Of SCOPS (Hung et al. 2019, arXiv 1905.00953) and of Choudhury et al. (2021, arXiv 2111.06349).
+Of SCOPS (Hung et al. 2019, arXiv 1905.01298) and of Choudhury et al. (2021, arXiv 2111.06349).
 
 Legend: B images, K slots, P parts (slots without the background), R rows of the basis, H x W pixels (H = W), C channels of a
 feature layer, f x f its grid, r x r the grid on which features are compared, h x w the grid of the mask logits.

@@ -159,6 +159,12 @@ def test_that_keypoints_are_counted_at_their_nearest_pixel_where_visible() -> No
     assert torch.equal(counts, expected)
 
 
+def test_that_a_keypoint_between_two_pixels_is_counted_at_the_later_one() -> None:
+    ids, keypoints = torch.arange(4).reshape(1, 1, 4), torch.tensor([[[0.5, 0.0], [1.5, 0.0], [2.5, 0.0], [-0.5, -0.5]]])
+    counts = part_scores.point_tables(ids, keypoints, torch.ones(1, 4, dtype=torch.bool), num_slots=4)
+    assert counts[0, 1:].argmax(dim=1).tolist() == [1, 2, 3, 0]
+
+
 def test_that_mask_vectors_are_distinct_from_the_tolerance_on() -> None:
     logits = torch.zeros(3, 3, 8, 8)
     logits[1] = torch.randn(3, 1, 8, generator=torch.Generator().manual_seed(0))  # the same in each row

@@ -52,7 +52,7 @@ ROWS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "p17": ({"resolution": 224}, {}),
     "p18": ({"slot_size": 256}, {}),
 }
-"""scops_slots.md 10, P00 to P18: what a row's model and objective have besides the base's."""
+"""scops_slots.md 6, P00 to P18: what a row's model and objective have besides the base's."""
 
 
 def planned(repository: Path, composer: Composer, *, only: tuple[str, ...] = (), overrides: tuple[str, ...] = ()) -> Plan:
