@@ -74,6 +74,8 @@ class Report:
     storms: int = 0
     attempts: int = 0
     recovery_s: list[float] = field(default_factory=list)
+    ghosts: int = 0
+    """Jobs that Slurm believed to be running though their node had lost power, cancelled by hand."""
     differences: int = 0
     duplicates: int = 0
     problems: list[str] = field(default_factory=list)
@@ -114,6 +116,7 @@ class Report:
             f"seed {plan.seed}: {self.struck.total()} faults in {self.storms} storms",
             f"{self.storms * plan.runs} runs of {plan.steps} steps, checkpoints every {plan.every}: {self.attempts} attempts",
             f"runs that differ from untouched ones: {self.differences}; points that the tracker holds twice: {self.duplicates}",
+            f"jobs that Slurm believed to be running on a node that had lost them, cancelled by hand: {self.ghosts}",
             f"seconds from the last fault to everything done (median of storms): {median(self.recovery_s)}",
             *(f"PROBLEM: {problem}" for problem in self.problems),
         ]
@@ -139,7 +142,7 @@ def storm(scene: Scene, plan: Plan, injections: int, report: Report, *, told: bo
     ended = time.monotonic()
     scene.end_helpers()
     scene.tracker.up()
-    recover(scene, plan)
+    recover(scene, plan, report)
     report.recovery_s.append(time.monotonic() - ended)
     scene.orch("sync")
     report.add(judge(scene), plan=plan, told=told)
@@ -158,16 +161,23 @@ def _strike(scene: Scene, fault: Fault, report: Report) -> int:
     return 1
 
 
-def recover(scene: Scene, plan: Plan) -> None:
-    """Say `orch submit` once and `orch resume` until everything is done and nobody is at work."""
+def recover(scene: Scene, plan: Plan, report: Report) -> None:
+    """Say `orch submit` once and `orch resume` until everything is done and nobody is at work; cancel what Slurm only believes in."""
     deadline = time.monotonic() + plan.patience_s
     scene.orch("submit", str(scene.sweep))
+    seen: dict[str, str] = {}
     while time.monotonic() < deadline:
         scene.mend_nodes()
         if all(scene.done(run) for run in scene.run_ids()) and not scene.jobs(("RUNNING", "PENDING", "COMPLETING")):
             return
         scene.orch("resume", NAME)
         time.sleep(2.0)
+        found = scene.ghosts()
+        for run, job in found.items():
+            if seen.get(run) == job:  # looked at twice: a person would cancel it
+                scene.cluster.run("scancel", job, check=False)
+                report.ghosts += 1
+        seen = found
 
 
 def campaign(cluster: SlurmCluster, plan: Plan, folder: Path, *, code: Path = REPOSITORY) -> Report:

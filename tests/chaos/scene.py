@@ -132,6 +132,27 @@ class Scene:
         for node in sorted(set(answer.stdout.split())):
             self.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
 
+    def ghosts(self) -> dict[str, str]:
+        """Run -> job that Slurm believes to be running though no process works on it.
+
+        A controller that was killed comes back with what it had saved; when a node has lost power meanwhile, Slurm finds out after
+        twenty rounds of pings (here 200 s, at SlurmdTimeout=300 half an hour).
+        """
+        environment = self.environment
+        told = subprocess.run(
+            [sys.executable, "-c", ORCH, "status", "--json"],
+            env=environment,
+            cwd=self.code,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if told.returncode:
+            return {}
+        running = {one["id"]: one["job"] for one in json.loads(told.stdout) if one["state"] == "running"}
+        alive = set(self.jobs())
+        return {run: job for run, job in running.items() if job in alive and not processes_of([run])}
+
     def end_helpers(self) -> None:
         """Wait for what faults have started; who lasts longer than a minute is killed."""
         deadline = time.monotonic() + 60
