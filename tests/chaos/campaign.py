@@ -162,7 +162,7 @@ def _strike(scene: Scene, fault: Fault, report: Report) -> int:
 
 
 def recover(scene: Scene, plan: Plan, report: Report) -> None:
-    """Say `orch submit` once and `orch resume` until everything is done and nobody is at work; cancel what Slurm only believes in."""
+    """Say `orch submit` once and `orch resume` until everything is done and nobody is at work; ghosts are cancelled."""
     deadline = time.monotonic() + plan.patience_s
     scene.orch("submit", str(scene.sweep))
     seen: dict[str, str] = {}

@@ -135,8 +135,8 @@ class Scene:
     def ghosts(self) -> dict[str, str]:
         """Run -> job that Slurm believes to be running though no process works on it.
 
-        A controller that was killed comes back with what it had saved; when a node has lost power meanwhile, Slurm finds out after
-        twenty rounds of pings (here 200 s, at SlurmdTimeout=300 half an hour).
+        A controller that was killed comes back with what it had saved; when a node has lost power meanwhile, Slurm finds out
+        after twenty rounds of pings (here 200 s, at SlurmdTimeout=300 half an hour).
         """
         environment = self.environment
         told = subprocess.run(
