@@ -9,8 +9,16 @@ OrchError                exit 1  our bug, when nothing narrower fits
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelled out: what somebody else wrote must not command our terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +40,7 @@ class Problem:
             lines.append(f"  allowed: {self.allowed}")
         if self.hint:
             lines.append(f"  hint: {self.hint}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 class OrchError(Exception):

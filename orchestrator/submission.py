@@ -205,7 +205,7 @@ def record_environment(root: Root) -> None:
     """Write down, once for each fingerprint, which packages it stands for."""
     path = root.path / ENVIRONMENTS / f"{fingerprint()}.json"
     if not path.exists():
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.parent.mkdir(mode=root.folder_mode, exist_ok=True)
         write_atomically(path, json.dumps(packages(), indent=1) + "\n")
 
 

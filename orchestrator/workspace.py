@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contract import CODE_PACKAGES, RunDir, write_atomically
-from orchestrator.errors import ClusterError, Problem, UserError
+from orchestrator.errors import ClusterError, Problem, UserError, printable
 
 
 def unwritable(root: Path, error: OSError) -> UserError:
@@ -70,12 +71,28 @@ class Root:
         """The directory of a run (which may not exist)."""
         return RunDir(self.runs / run_id)
 
+    @property
+    def umask(self) -> int:
+        """What is made below the root is its owner's alone; or its group's too, where the root is group-writable and setgid."""
+        try:
+            mode = self.path.stat().st_mode
+        except OSError:
+            return 0o077
+        return 0o007 if mode & stat.S_ISGID and mode & stat.S_IWGRP else 0o077
+
+    @property
+    def folder_mode(self) -> int:
+        """Of folders below the root."""
+        return 0o777 & ~self.umask
+
     def create(self) -> None:
         """Make the root (private to its owner) and prove that it can be written; raises UserError."""
+        if printable(str(self.path)) != str(self.path) or len(str(self.path).splitlines()) > 1:
+            raise UserError(Problem(what="the root's path holds a control character", where=repr(str(self.path))))
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.runs, self.snapshots, self.slurm):
-                folder.mkdir(mode=0o700, exist_ok=True)
+                folder.mkdir(mode=self.folder_mode, exist_ok=True)
             probe = self.path / f".probe-{uuid.uuid4().hex}"
             probe.write_text("", encoding="utf-8")
             probe.unlink()
@@ -89,7 +106,7 @@ class Root:
         Under a root of somebody else's that we may only read: False as well, or a UserError when `wait` is on.
         """
         try:
-            handle = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o600)
+            handle = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o666 & ~self.umask)
         except OSError as error:
             if wait:
                 raise unwritable(self.path, error) from error
@@ -181,7 +198,7 @@ def freeze(root: Root, run_id: str, spec: Mapping[str, Any], *, tree: str) -> st
     run_dir = root.run_dir(run_id)
     if run_dir.spec.exists():
         return str(json.loads(run_dir.spec.read_text(encoding="utf-8")).get("code_tree", ""))
-    run_dir.path.mkdir(mode=0o700, exist_ok=True)
+    run_dir.path.mkdir(mode=root.folder_mode, exist_ok=True)
     run_dir.code.unlink(missing_ok=True)  # of a freeze that died before its spec
     run_dir.code.symlink_to(Path("..", "..", "snapshots", tree))
     run_dir.logs.mkdir(exist_ok=True)

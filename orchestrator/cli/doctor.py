@@ -16,6 +16,7 @@ from orchestrator import cluster
 from orchestrator.cli.common import json_option, open_desk
 from orchestrator.errors import ClusterError
 from orchestrator.site import Partition, Site, probe, save, to_json
+from orchestrator.tracking.address import shown
 
 
 def partition_line(site: Site, partition: Partition) -> str:
@@ -100,7 +101,7 @@ def command(root: Path, as_json: bool) -> None:
         click.echo(f"orch on {platform.node()}, Python {platform.python_version()} at {sys.executable}")
         click.echo(shared_root_line(desk.root.path))
         click.echo(
-            f"tracker: {desk.tracking_uri}"
+            f"tracker: {shown(desk.tracking_uri)}"
             + ("" if os.environ.get("MLFLOW_TRACKING_URI") else " (default; MLFLOW_TRACKING_URI chooses another)")
         )
         click.echo(tracker_line(desk.tracking_uri))

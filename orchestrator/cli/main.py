@@ -73,6 +73,10 @@ def cli(ctx: click.Context, root: Path) -> None:
 
     The tracker is MLFLOW_TRACKING_URI, or a SQLite store below the root.
     """
+    from orchestrator.workspace import Root
+
+    before = os.umask(Root(root).umask)  # jobs inherit it, through sbatch too
+    ctx.call_on_close(lambda: os.umask(before))
     ctx.obj = root
 
 

@@ -115,12 +115,23 @@ def _executor(request: ArrayRequest) -> Any:
             return 2  # rendering needs no srun; submitting reports a missing sbatch by itself
 
     executor = OrchExecutor(folder=request.folder)
+    parameters = request.parameters()
+    _refuse_line_breaks({key: value for key, value in parameters.items() if key != "setup"})
     try:
-        executor.update_parameters(**executor._convert_parameters(request.parameters()))
+        executor.update_parameters(**executor._convert_parameters(parameters))
     except (ValueError, TypeError) as error:
         raise ClusterError(Problem(what=f"submitit does not take these resources: {error}", where="resources")) from error
     executor.parameters["map_count"] = request.tasks
     return executor
+
+
+def _refuse_line_breaks(parameters: Mapping[str, Any]) -> None:
+    """Raise ClusterError for a value that would leave its header line and become a command of the script."""
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            _refuse_line_breaks(value)
+        elif len(f"{key}{value}".splitlines()) > 1:
+            raise ClusterError(Problem(what="a line break in a setting of the script", where=f"resources.{key}"))
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -130,7 +141,8 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def write_index(request: ArrayRequest, run_dirs: Sequence[Path]) -> None:
     """Write the index table and the script: part of the intent, on disk before sbatch is called."""
-    request.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    request.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    request.folder.mkdir(mode=request.folder.parent.stat().st_mode & 0o770, exist_ok=True)  # private, or the team's
     for run_dir in run_dirs:
         if "\n" in str(run_dir):
             raise ValueError(f"a newline in a run directory's path: {run_dir!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,9 @@ def open_store(path: Path) -> sqlite3.Connection:
     No WAL: it does not work over network file systems.
     """
     try:
+        if not path.exists():
+            with contextlib.suppress(OSError):
+                path.touch()  # SQLite itself would not let a team's group write
         connection = sqlite3.connect(path, timeout=60.0, isolation_level=None)
         connection.row_factory = sqlite3.Row
         migrate(connection)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import Problem, UserError
+from orchestrator.errors import Problem, UserError, printable
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 40
@@ -125,7 +125,11 @@ class Reader:
         if not isinstance(item.node, yaml.ScalarNode) or item.is_null:
             self.problem(item, "is not text")
             return None
-        return str(item.node.value)
+        text = str(item.node.value)
+        if printable(text) != text:
+            self.problem(item, "holds a control character")
+            return None
+        return text
 
     def word(self, item: Item, what: str, allowed: Collection[str]) -> str | None:
         """A scalar that must be one of the allowed words."""

@@ -55,7 +55,7 @@ def parse_sweep(text: str, path: str) -> Sweep:
     sweep = Sweep(
         name=name,
         path=path,
-        title=(reader.text(entries["title"]) if "title" in entries else None) or name,
+        title=_line(reader, entries.get("title")) or name,
         note=(reader.text(entries["note"]) if "note" in entries else None) or "",
         base=read_overrides(reader, entries["base"]) if "base" in entries else (),
         axes=axes,
@@ -128,12 +128,17 @@ def _named_options(reader: Reader, item: Item, steps: Sequence[str]) -> dict[str
         parts = {} if option_item.is_null else reader.mapping(option_item, ("label", "set", "steps", "note"))
         options[name] = Option(
             name=name,
-            label=(reader.text(parts["label"]) if "label" in parts else None) or name,
+            label=_line(reader, parts.get("label")) or name,
             set=read_overrides(reader, parts["set"]) if "set" in parts else (),
             steps=read_own_overrides(reader, parts["steps"], steps) if "steps" in parts else {},
             note=(reader.text(parts["note"]) if "note" in parts else None) or "",
         )
     return options
+
+
+def _line(reader: Reader, item: Item | None) -> str:
+    """Text in one line, however it was broken in the file; empty where there is none."""
+    return " ".join((reader.text(item) or "").split()) if item is not None else ""
 
 
 def _where(reader: Reader, item: Item, axes: Mapping[str, Axis], steps: Sequence[str]) -> list[tuple[Item, Rule]]:

@@ -9,8 +9,8 @@ from orchestrator.sweep.document import Item, Reader
 from orchestrator.sweep.model import Axis
 from orchestrator.sweep.overrides import shape_problem, split
 
-NAME = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
-NAME_RULE = "1 to 64 of A-Z a-z 0-9 _ . + -"
+NAME = re.compile(r"(?=.*[A-Za-z0-9_])[A-Za-z0-9_.+-]{1,64}")
+NAME_RULE = "1 to 64 of A-Z a-z 0-9 _ . + -, not of . + - alone"
 
 
 def read_name(reader: Reader, item: Item, name: str, what: str) -> bool:

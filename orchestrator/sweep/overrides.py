@@ -39,6 +39,19 @@ def split(text: str) -> Override | None:
     return Override(sign=sign, key=found["key"], value=value)
 
 
+def _calls_resolver(text: str) -> bool:
+    """Whether there is a `:` directly inside some `${...}`: a token of the environment would become part of a configuration."""
+    inside: list[bool] = []
+    for at, one in enumerate(text):
+        if one == "{":
+            inside.append(text[at - 1 : at] == "$")
+        elif one == "}" and inside:
+            inside.pop()
+        elif one == ":" and inside and inside[-1]:
+            return True
+    return False
+
+
 def shape_problem(text: str, where: str = "") -> Problem | None:
     """What is wrong with an override before any configuration is looked at, or None."""
     override = split(text)
@@ -47,6 +60,9 @@ def shape_problem(text: str, where: str = "") -> Problem | None:
         return Problem(
             what="is not an override", where=where, value=text, allowed=allowed, hint="for example `optimizer.learning_rate=1e-3`"
         )
+    if _calls_resolver(text):
+        hint = "write the value itself; `${other.key}` is allowed, `${oc.env:HOME}` is not"
+        return Problem(what="calls a resolver, which could read the environment", where=where, value=text, hint=hint)
     if override.head == "hydra":
         hint = "Slurm settings belong under `resources:`"
         return Problem(what="sets Hydra itself, which is no part of a run", where=where, value=text, hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from orchestrator.sweep.document import Item, Reader
 RESERVED = frozenset({"_target_", "submitit_folder", "name", "stderr_to_stdout", "max_num_timeout"})
 """Fields of the schema that `orch` decides itself: names carry tokens, and retries go by cause, not by count."""
 AT_LEAST_ONE = frozenset({"timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "array_parallelism", "mem_gb"})
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 MOST = 10_000_000
 """Larger than any sensible count, minute or gigabyte."""
 
@@ -50,11 +52,29 @@ def _read(reader: Reader, item: Item, key: str, kind: Any) -> Any:
     if kind is int:
         return reader.integer(item, least=1 if key in AT_LEAST_ONE else 0, most=MOST)
     if kind is str:
-        return reader.text(item)
+        return _one_line(reader, item)
     if typing.get_origin(kind) is list:
         lines = [reader.text(entry) for entry in reader.sequence(item, hint=f"write `{key}: [command, ...]`")]
         return [line for line in lines if line is not None]
-    return reader.plain(item) if item.is_mapping else reader.mapping(item) or None
+    if not item.is_mapping:
+        return reader.mapping(item) or None
+    for name, value in reader.mapping(item).items():
+        if _OPTION.fullmatch(name) is None:
+            reader.problem(value, "is not an option of sbatch", value=name, allowed="letters, digits, _ and -")
+        elif not value.is_scalar:
+            reader.problem(value, "is not a value for an option of sbatch")
+        elif not value.is_null:
+            _one_line(reader, value)
+    return reader.plain(item)
+
+
+def _one_line(reader: Reader, item: Item) -> str | None:
+    """Text for a header line of the script: what follows a line break would be a command."""
+    text = reader.text(item)
+    if text is not None and len(text.splitlines()) > 1:
+        reader.problem(item, "has a line break", hint="commands for the script stand under `setup:`")
+        return None
+    return text
 
 
 def _named(hint: Any) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from jobs.contract import RunDir, write_atomically
+from orchestrator.tracking.address import shown
 from orchestrator.tracking.record import RunFacts, SweepRecord
 
 MARKS = "tracker_marks.json"
@@ -55,9 +56,9 @@ class Marks:
         """Read the cache; empty when there is none, it cannot be read, or it is about another tracker."""
         try:
             raw = json.loads((root / MARKS).read_text(encoding="utf-8"))
-            if raw["tracking_uri"] == tracking_uri:
+            if raw["tracking_uri"] == shown(tracking_uri):
                 return cls(tracking_uri=tracking_uri, runs=dict(raw["runs"]), sweeps=dict(raw["sweeps"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass  # a cache: without it every run is looked at once more
         return cls(tracking_uri=tracking_uri)
 
@@ -65,7 +66,7 @@ class Marks:
         """Write the cache if it changed (atomic)."""
         if not self.changed:
             return
-        content = {"tracking_uri": self.tracking_uri, "runs": self.runs, "sweeps": self.sweeps}
+        content = {"tracking_uri": shown(self.tracking_uri), "runs": self.runs, "sweeps": self.sweeps}
         write_atomically(root / MARKS, json.dumps(content))
 
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from orchestrator.errors import Problem, TrackerError
+from orchestrator.tracking.address import shown
 from orchestrator.tracking.points import Point
 from orchestrator.tracking.tracker import RejectedError, TrackedRun, TrackerStatus
 
@@ -48,12 +48,6 @@ def default_uri(root: Path) -> str:
 def sqlite_path(tracking_uri: str) -> Path | None:
     """The file of an embedded store, or None for a server."""
     return Path(tracking_uri.removeprefix(_SQLITE)) if tracking_uri.startswith(_SQLITE) else None
-
-
-def shown(tracking_uri: str) -> str:
-    """The address without user name and password, for messages."""
-    parts = urlsplit(tracking_uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else tracking_uri
 
 
 @contextmanager
@@ -96,7 +90,7 @@ def _calling(tracking_uri: str, timeout_s: int) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (shown(str(error)).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _unreachable(tracking_uri: str, error: Exception) -> TrackerError:
@@ -143,6 +137,7 @@ def initialise(tracking_uri: str, root: Path) -> None:
                 MlflowTracker(tracking_uri, root)
                 return
             building = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            building.touch()  # SQLite itself would not let a team's group write
             try:
                 MlflowTracker(f"{_SQLITE}{building}", root).dispose()
                 os.replace(building, path)

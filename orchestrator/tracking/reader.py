@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator.errors import Problem, TrackerError, UserError
-from orchestrator.tracking.mlflow_store import MlflowTracker, initialised, shown
+from orchestrator.tracking.address import shown
+from orchestrator.tracking.mlflow_store import MlflowTracker, initialised
 from orchestrator.tracking.names import tracker_key
 from orchestrator.tracking.record import SweepRecord
 from orchestrator.tracking.tracker import KIND, SWEEP, SWEEP_FILE, SWEEP_KIND, RejectedError, TrackedRun, Tracker

@@ -10,7 +10,8 @@ import sys
 import threading
 from contextlib import closing
 
-from orchestrator.tracking.mlflow_store import default_uri, initialise, initialised, shown, sqlite_path
+from orchestrator.tracking.address import shown
+from orchestrator.tracking.mlflow_store import default_uri, initialise, initialised, sqlite_path
 
 
 def test_that_initialising_again_changes_nothing(root, uri):
