@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check chaos bench lock clean
+.PHONY: setup demo test check chaos fuzz bench lock clean
 
 setup: .venv/.complete
 
@@ -35,6 +35,12 @@ INJECTIONS ?= 300
 SEED ?= 1
 chaos: setup
 	$(BIN)/python tests/with_slurm.py $(BIN)/python tests/chaos/campaign.py --injections $(INJECTIONS) --seed $(SEED)
+
+# Damaged and hostile input for everything that is read, for FUZZ_MINUTES from FUZZ_SEED
+FUZZ_MINUTES ?= 5
+FUZZ_SEED ?= 0
+fuzz: setup
+	$(BIN)/python -m tests.fuzz.campaign $(FUZZ_MINUTES) --seed $(FUZZ_SEED)
 
 bench: setup
 	$(BIN)/python tests/bench/bench_models.py
