@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.data_spec_parts import PART_FILES
+from jobs.metrics import METRICS
 from jobs.spec import PrepareSpec, TrainSpec
 from models.spec_parts import (
     AttentionMasks,
@@ -121,3 +125,42 @@ def test_that_photographs_are_an_override_away(repository: Path, composer: Compo
     overrides = (f"data={kind}", f"data.path={tmp_path}", *(["objective.foreground=none"] if kind == "celeba" else []))
     made = planned(repository, composer, only=("method=p03,seed=0",), overrides=overrides)
     assert trained(made)["p03"][1].data.kind == kind
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command of the sweep, continued lines joined."""
+    found = re.findall(r"^ +(orch submit sweeps/parts\.yaml\b.*)$", text.replace("\\\n", " "), re.MULTILINE)
+    return [shlex.split(command) for command in found]
+
+
+def after(flag: str, words: list[str]) -> tuple[str, ...]:
+    return tuple(value for name, value in pairwise(words) if name == flag)
+
+
+@pytest.mark.parametrize("file", ["README.md", "jobs/data/README.md"])
+def test_that_each_command_of_a_readme_can_be_planned(repository: Path, composer: Composer, file: str) -> None:
+    found = commands((repository / file).read_text())
+    kinds = set()
+    for words in found:
+        made = planned(repository, composer, only=(*after("--only", words), "seed=0"), overrides=after("--set", words))
+        kinds |= {prepare.data.kind for _, prepare in trained(made).values()}
+    assert kinds >= ({*PART_FILES} if file == "README.md" else {"cub"})
+
+
+def test_that_the_header_says_what_the_readme_says_of_photographs(repository: Path) -> None:
+    text = (repository / "sweeps" / "parts.yaml").read_text()
+    header = " ".join(text[: text.index("title:")].replace("#", " ").split())
+    for words in commands((repository / "README.md").read_text()):
+        asked = [text for flag in ("--set", "--only") for text in after(flag, words)]
+        assert all(f" {text}" in header for text in asked if "category" not in text), words
+
+
+def test_that_percentages_are_not_scaled_in_any_sweep(repository: Path) -> None:
+    percentages = {name for name, text in METRICS["evaluate"].items() if "in percent" in text and "_noise_sd" not in name}
+    assert percentages == {"eval/keypoint_error", "eval/landmark_nme"}
+    shown = []
+    for path in sorted((repository / "sweeps").glob("*.yaml")):
+        table = load_sweep(path).table
+        shown += [] if table is None else [value for value in (table.value, *table.more) if value.metric in percentages]
+    assert {value.metric for value in shown} == percentages
+    assert {value.scale for value in shown} == {1}
