@@ -164,7 +164,7 @@ def cut(planned: Sequence[RunRecord], records: Mapping[str, RunRecord], limits: 
             for piece in _pieces(group, records, batches, limits.max_array_size):
                 fitting = piece.runs if room is None else piece.runs[:room]
                 over = piece.runs[len(fitting) :]
-                held |= dict.fromkeys(over, "the site's limit of queued jobs; `orch resume` goes on later")
+                held |= dict.fromkeys(over, "the site's limit of queued jobs; `orch watch` or `orch resume` goes on later")
                 room = None if room is None else room - len(fitting)
                 if fitting:
                     batches.append(replace(piece, runs=fitting))

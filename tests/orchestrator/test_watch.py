@@ -207,6 +207,20 @@ def test_that_a_bug_is_not_retried_and_leaves_the_others_alone(world: World) -> 
     assert world.state(buggy) == "failed"
 
 
+def test_that_a_failure_from_before_a_person_resumed_explains_nothing(world: World) -> None:
+    (run,) = world.plan(1)
+    watch = world.watch()
+    world.turn(watch)
+    world.has_bug(run)
+    world.turn(watch)
+    world.store.apply([Change(run=run, state=RunState.PLANNED, reason="resumed")], now=world.slurm.now)
+    world.turn(watch)
+    world.slurm.start(world.job(run))
+    world.slurm.fail(world.job(run), SlurmState.NODE_FAIL)  # before it could claim an attempt
+    assert "Slurm says NODE_FAIL on n1" in world.turn(watch).lines[0]
+    assert world.state(run) == "queued"
+
+
 def test_that_one_bug_in_three_runs_stops_the_sweep_and_no_other(world: World) -> None:
     world.limits = Limits(max_tasks=4)
     ids = world.plan(6)
