@@ -184,7 +184,7 @@ class CelebaSpec(Spec):
     """sha256 of jobs.data.celeba.celeba_content_hash, filled in on the login node; the place is not identity."""
     protocol: Literal["celeba", "mafl"] = "celeba"
     """`celeba`: its own training and test images; `mafl`: tested on MAFL's test images, trained on MAFL's training images, which
-    come first, and then CelebA's without MAFL's."""
+    come first (landmarks are regressed on them alone), and then CelebA's without MAFL's."""
     min_face: float = Field(default=0.3, ge=0, le=1)
     """Images whose box of the face covers a smaller share are left out."""
     resolution: int = Field(default=128, ge=16)

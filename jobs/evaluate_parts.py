@@ -20,7 +20,7 @@ PIECE_IMAGES = 1000
 
 @dataclass(kw_only=True)
 class PartEvaluation(Pieces):
-    """Pieces of the test images and, where there are keypoints, of all training images behind them, for the regression."""
+    """Pieces of the test images and, where there are keypoints, of training images behind them, for the regression."""
 
     store: PartStore
     model: SlotModel
@@ -41,7 +41,8 @@ class PartEvaluation(Pieces):
     @property
     def fit_N(self) -> np.ndarray:  # noqa: N802  # the suffix is the shape
         """Numbers of the training images whose part centres are found."""
-        return np.arange(len(self.fit.split) if self.fit.keypoints else 0)
+        found, first = len(self.fit.split), self.store.manifest.fit_images
+        return np.arange((found if first is None else min(first, found)) if self.fit.keypoints else 0)
 
     @property
     def count(self) -> int:

@@ -79,6 +79,8 @@ class CelebaParts:
     spec: CelebaSpec
     images: Path
     faces: Mapping[SplitName, tuple[Face, ...]]
+    fit_images: int | None = None
+    """How many of the first training images are MAFL's; None with CelebA's own protocol."""
 
     @property
     def manifest(self) -> PartManifest:
@@ -90,6 +92,7 @@ class CelebaParts:
             keypoint_names=LANDMARK_NAMES,
             has_parts=False,
             has_foreground=False,
+            fit_images=self.fit_images,
             source=self.spec.model_dump(mode="json", exclude={"path"}),
         )
 
@@ -151,7 +154,9 @@ def open_celeba(spec: CelebaSpec) -> PartSource:
                 place=Place(file=str(folder / BOXES)),
                 hint="give a smaller data.min_face; are these the images before alignment?",
             )
-    return CelebaParts(spec=spec, images=images, faces=faces)
+    mafl = set(_mafl(folder / MAFL["train"])) if spec.protocol == "mafl" else None
+    fit_images = None if mafl is None else sum(face.name in mafl for face in faces["train"])
+    return CelebaParts(spec=spec, images=images, faces=faces, fit_images=fit_images)
 
 
 def check_celeba(spec: CelebaSpec) -> list[str]:

@@ -59,6 +59,8 @@ class PartManifest(BaseModel):
     """false: `parts.npy` is 255 throughout."""
     has_foreground: bool
     """false: `foreground.npy` is 1 throughout."""
+    fit_images: int | None = None
+    """Keypoints are regressed on the first so many training images; None (also in older stores): on all."""
     source: Mapping[str, Any]
     """Where the images come from: the configuration, without the place on this disk."""
     files: Mapping[str, FileFacts] = {}

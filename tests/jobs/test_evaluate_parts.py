@@ -202,6 +202,27 @@ def test_that_trained_part_slots_are_scored_on_creatures(tmp_path: Path) -> None
     assert (found["values"]["eval/images"], found["values"]["eval/fit_images"]) == (5, 6)
 
 
+@pytest.mark.parametrize(("asked", "fitted"), [(None, TRAIN), (4, 4), (0, 0), (TRAIN + 1, TRAIN)])
+def test_that_keypoints_are_regressed_on_the_first_training_images_that_the_store_names(
+    tmp_path: Path, asked: int | None, fitted: int
+) -> None:
+    store = write_store(tmp_path / "store", mistaken(TEST), mistaken(TRAIN, first=100), fit_images=asked)
+    run_dir = evaluation(tmp_path, noise_seeds=[0])
+    assert attempt(run_dir, hook=small(store.path)) == [0], said(run_dir)
+    found = scores(run_dir)["values"]
+    assert found.get("eval/fit_images", 0) == fitted
+    test, fit = PartTruth.of(store, "test"), PartTruth.of(store, "train")
+    model, settings = Painted().eval(), {"noise_seed": 0, "batch_size": 3, "device": CPU}
+    if fitted:
+        fit_columns = score_parts(model, fit, np.arange(fitted), purpose=FIT, **settings).per_image
+        test_columns = score_parts(model, test, np.arange(TEST), **settings).per_image
+        places = fit.places(np.arange(fitted), fit_columns), test.places(np.arange(TEST), test_columns)
+        expected = regression_means(*places, eye_distance=False)["keypoint_error"]
+        assert found["eval/keypoint_error"] == pytest.approx(expected, rel=1e-6)
+    else:
+        assert "eval/keypoint_error" not in found
+
+
 @pytest.mark.parametrize(
     ("model", "seeds"),
     [

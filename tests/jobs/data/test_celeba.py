@@ -107,6 +107,16 @@ def test_that_each_protocol_takes_its_own_images_in_its_own_order(folder: Path) 
     assert order(folder, "train", max_images=2) == [1, 5]
 
 
+def test_that_landmarks_are_regressed_on_the_training_images_of_mafl_that_are_taken(folder: Path) -> None:
+    def fitted(**changes: object) -> int | None:
+        return open_celeba(spec(folder, **changes)).manifest.fit_images
+
+    assert fitted() is None
+    assert fitted(protocol="mafl") == 2  # of three, one with a small face
+    assert fitted(protocol="mafl", min_face=0) == 3
+    assert fitted(protocol="mafl", max_images=1) == 1
+
+
 def test_that_images_with_a_small_face_are_left_out(folder: Path) -> None:
     assert order(folder, "train", min_face=0.08) == [1, 2, 5, 7, 8]
     assert order(folder, "train", min_face=0.5) == [1, 5, 7, 8]

@@ -78,6 +78,13 @@ def test_that_the_manifest_says_what_is_there(tmp_path: Path) -> None:
     assert PartStore.open(tmp_path).manifest.with_files({}) == MANIFEST
 
 
+def test_that_a_manifest_from_before_fits_on_all_training_images() -> None:
+    written = MANIFEST.model_dump(mode="json")
+    del written["fit_images"]
+    assert PartManifest.model_validate(written) == MANIFEST
+    assert MANIFEST.fit_images is None
+
+
 def test_that_damage_is_told(tmp_path: Path) -> None:
     build(tmp_path, MANIFEST)
     parts = tmp_path / "test" / "parts.npy"
