@@ -119,9 +119,34 @@ def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
                 where = f"{made.sweep.path}: {run.step}: {key}"
                 what = f"{error.place}: {error.what}"
                 problems.append(Problem(what=what, where=where, allowed=error.expected, hint=error.hint))
+    problems += _without_masks(made)
     if problems:
         raise UserError(*problems)
     return list(warnings)
+
+
+def _without_masks(made: Plan) -> list[Problem]:
+    """Training steps that ask for the true foreground of birds whose masks were not unpacked, each once."""
+    from jobs.data.cub import MASKS
+
+    found: dict[tuple[str, str], Problem] = {}
+    for run in made.runs.values():
+        match run.spec:
+            case TrainSpec(objective=PartsObjective(foreground="truth")):
+                prepared = made.runs.get(run.needs.get("prepare", ""))
+            case _:
+                continue
+        if prepared is None or not isinstance(prepared.spec, PrepareSpec) or not isinstance(prepared.spec.data, CubSpec):
+            continue
+        path = prepared.spec.data.path
+        done = run.known is not None and run.known.state is RunState.DONE
+        if not done and not (masks := Path(path).expanduser() / MASKS).is_dir():
+            found[run.step, path] = Problem(
+                what=f"objective.foreground is truth, and there are no masks of the birds: {masks} is missing",
+                where=f"{made.sweep.path}: {run.step}: objective.foreground",
+                hint="unpack segmentations.tgz there, or set objective.foreground=none",
+            )
+    return list(found.values())
 
 
 def _inputs(run: PlannedRun) -> Iterator[tuple[str, Folder | Weights]]:

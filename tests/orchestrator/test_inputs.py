@@ -13,11 +13,13 @@ import pytest
 from jobs.contract import Outcome, Status, write_outcome
 from jobs.data.coco_generator import write_miniature
 from jobs.data_spec import CocoGeneratorSpec, VideoFilesSpec
+from jobs.data_spec_parts import CubSpec
 from jobs.spec import AnyJob, EmbedSpec, PrepareSpec, TrainSpec, WindowSpec
 from models.spec_language import ClipSpec, LanguageSlotsSpec
 from models.spec_parts import FeatureNetSpec, PartSlotsSpec, PartsObjective, TrunkSpec
 from models.spec_video import LpipsSpec, VideoObjective, VideoSlotsSpec
 from orchestrator.errors import UserError
+from orchestrator.lifecycle import RunState
 from orchestrator.submission import check_inputs
 from orchestrator.workspace import Root
 from tests.orchestrator.stub import Command, StubSlurm
@@ -145,7 +147,7 @@ def test_that_pretrained_weights_that_are_not_here_are_a_warning_and_no_error(
 def plan_of(spec: AnyJob) -> Any:
     """A plan of one run, as far as the look at inputs goes."""
     return SimpleNamespace(
-        sweep=SimpleNamespace(path="words.yaml"), runs={"a": SimpleNamespace(spec=spec, step="one", known=None)}
+        sweep=SimpleNamespace(path="words.yaml"), runs={"a": SimpleNamespace(spec=spec, step="one", needs={}, known=None)}
     )
 
 
@@ -217,6 +219,32 @@ def test_that_a_trunk_and_a_feature_net_are_looked_at_when_a_term_needs_them(tmp
         ("words.yaml: one: model.trunk", "model.trunk.path must be a readable file"),
         ("words.yaml: one: objective.features", "objective.features.path must be a readable file"),
     ]
+
+
+def test_that_a_true_foreground_of_birds_without_masks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.data.source.check_source", lambda spec: [])
+
+    def plan_with(foreground: str, known: Any = None) -> Any:
+        trunk, features = (kind(name="tiny", weights="random") for kind in (TrunkSpec, FeatureNetSpec))
+        objective = PartsObjective.model_validate({"foreground": foreground, "features": features})
+        train = TrainSpec(model=PartSlotsSpec(trunk=trunk), objective=objective)
+        runs = {
+            "p": SimpleNamespace(spec=PrepareSpec(data=CubSpec(path=str(tmp_path))), step="prepare", needs={}, known=None),
+            **{name: SimpleNamespace(spec=train, step="train", needs={"prepare": "p"}, known=known) for name in ("t", "u")},
+        }
+        return SimpleNamespace(sweep=SimpleNamespace(path="birds.yaml"), runs=runs)
+
+    with pytest.raises(UserError) as caught:
+        check_inputs(plan_with("truth"), {})
+    [problem] = caught.value.problems
+    assert problem.where == "birds.yaml: train: objective.foreground"
+    assert f"{tmp_path / 'segmentations'} is missing" in problem.what
+    assert problem.hint is not None
+    assert "objective.foreground=none" in problem.hint
+    assert check_inputs(plan_with("none"), {}) == []
+    assert check_inputs(plan_with("truth", SimpleNamespace(state=RunState.DONE)), {}) == []
+    (tmp_path / "segmentations").mkdir()
+    assert check_inputs(plan_with("truth"), {}) == []
 
 
 def test_that_folders_of_videos_are_looked_at(tmp_path: Path) -> None:
