@@ -129,8 +129,10 @@ def plan_again(root: Root, store: Store, verdicts: Mapping[str, Verdict], *, now
 
 
 def hold(store: Store, held: Mapping[str, str]) -> None:
-    """Record why planned runs are not submitted."""
-    store.apply([Change(run=run, state=RunState.PLANNED, reason=reason) for run, reason in held.items()], now=time.time())
+    """Record why planned runs are not submitted, where that is news."""
+    records = store.runs() if held else {}
+    news = {run: reason for run, reason in held.items() if run in records and records[run].reason != reason}
+    store.apply([Change(run=run, state=RunState.PLANNED, reason=reason) for run, reason in news.items()], now=time.time())
 
 
 def cancel(root: Root, store: Store, slurm: Slurm | None, runs: Iterable[RunRecord]) -> list[str]:
