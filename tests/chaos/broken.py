@@ -16,6 +16,8 @@ class Mistake:
     file: str
     right: str
     wrong: str
+    shown_by: tuple[str, ...]
+    """Names of the faults that bring it to light; a campaign on it needs no others."""
 
 
 MISTAKES: dict[str, Mistake] = {
@@ -23,19 +25,25 @@ MISTAKES: dict[str, Mistake] = {
         file="orchestrator/tracking/shipper.py",
         right="        tracker.log(tracked.id, points=chunk)\n",
         wrong="        _advance(cursors, facts.run_id, chunk[-1].step)\n        tracker.log(tracked.id, points=chunk)\n",
+        shown_by=("orch sync killed", "tracker killed while shipping"),
     ),
     "unchecked-restore": Mistake(
-        file="jobs/checkpoint.py", right="if sha256(path / name) != expected_sha256:", wrong="if False:"
+        file="jobs/checkpoint.py",
+        right="if sha256(path / name) != expected_sha256:",
+        wrong="if False:",
+        shown_by=("newest checkpoint damaged",),
     ),
     "everyone-owns": Mistake(
         file="jobs/contract.py",
         right='    return not (run_dir.attempts / f"{attempt.number + 1:04d}.json").exists()',
         wrong="    return True",
+        shown_by=("a second attempt by hand",),
     ),
     "absent-is-done": Mistake(
         file="orchestrator/decide.py",
         right='state=RunState.LOST, reason="Slurm no longer knows it, and there is no outcome"',
         wrong='state=RunState.DONE, reason=""',
+        shown_by=("SIGKILL of the rank",),
     ),
 }
 """No missing fsync among them: only a power cut would show it, and the tests have none."""

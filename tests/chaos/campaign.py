@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # started as a script
@@ -40,8 +40,6 @@ PAIR = 0.25
 """Share of moments at which two faults strike at once."""
 RESUME = 0.2
 """Share of moments after which somebody says `orch resume`."""
-TOLD = 3
-"""Every so many storms one is of faults with notice alone."""
 SLACK = 2
 """Steps that a death may cost beyond two intervals (the newest checkpoint may be damaged): one may be under way."""
 
@@ -57,6 +55,8 @@ class Plan:
     every: int = 10
     step_s: float = 0.05
     per_storm: int = 60
+    told_every: int = 3
+    """Every so many storms one is of faults with notice alone; 0: none."""
     faults: Sequence[Fault] = FAULTS
     patience_s: float = 240.0
     """How long the runs of a storm may take to end after its last fault."""
@@ -132,7 +132,7 @@ def storm(scene: Scene, plan: Plan, injections: int, report: Report, *, told: bo
     left, deadline = injections, time.monotonic() + plan.patience_s
     while left > 0 and time.monotonic() < deadline:
         together = 2 if left > 1 and scene.draw.random() < PAIR else 1
-        for fault in scene.draw.sample(faults, together):
+        for fault in scene.draw.sample(faults, min(together, len(faults))):
             left -= _strike(scene, fault, report)
         time.sleep(scene.draw.uniform(0.0, 0.5))
         if scene.draw.random() < RESUME:
@@ -199,7 +199,7 @@ def campaign(cluster: SlurmCluster, plan: Plan, folder: Path, *, code: Path = RE
             )
             number += 1
             injections = min(plan.per_storm, plan.injections - report.struck.total())
-            storm(scene, plan, injections, report, told=number % TOLD == 0)
+            storm(scene, plan, injections, report, told=plan.told_every > 0 and number % plan.told_every == 0)
             facts = f"{report.struck.total()} faults so far, {len(report.problems)} problems"
             sys.stdout.write(f"storm {plan.seed}/{number - 1}: {facts}\n")
             sys.stdout.flush()
@@ -222,6 +222,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--keep", action="store_true", help="keep the files of a storm that has failed")
     options = parser.parse_args(arguments)
     plan = Plan(seed=options.seed, injections=options.injections, per_storm=options.per_storm)
+    if options.mistake:
+        shown_by = MISTAKES[options.mistake].shown_by
+        plan = replace(plan, runs=6, steps=400, told_every=0, faults=[fault for fault in FAULTS if fault.name in shown_by])
     folder = Path(tempfile.mkdtemp(prefix="orch-chaos-"))
     code = broken_copy(REPOSITORY, folder / "code", options.mistake) if options.mistake else REPOSITORY
     cluster = SlurmCluster(folder / "slurm", Options(nodes=3, grace_s=3, kill_wait_s=3)).start()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.chaos.broken import MISTAKES, broken_copy
 from tests.chaos.campaign import REPOSITORY, Plan, campaign
+from tests.chaos.faults import FAULTS
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.configuration import Options
 
@@ -30,4 +31,5 @@ def test_that_the_code_still_has_the_place_of_a_known_mistake(name: str, tmp_pat
     broken = broken_copy(REPOSITORY, tmp_path / "code", name)
     path = MISTAKES[name].file
     assert (broken / path).read_text() != (REPOSITORY / path).read_text()
+    assert set(MISTAKES[name].shown_by) <= {fault.name for fault in FAULTS}
     shutil.rmtree(broken)
