@@ -161,7 +161,10 @@ def read_journal(directory: Path) -> Journal:
 
 
 def last_entry(directory: Path) -> Entry | None:
-    """The newest whole entry of the newest attempt, reading only the file's tail (for progress)."""
+    """The whole entry of the highest step of the newest attempt, reading only the file's tail (for progress).
+
+    A checkpoint that was written behind training is noted after later steps: it is looked past.
+    """
     try:
         name = max((name for name in os.listdir(directory) if name.endswith(".jsonl")), default=None)
         if name is None:
@@ -172,8 +175,13 @@ def last_entry(directory: Path) -> Entry | None:
             tail = handle.read()
     except OSError:
         return None
+    newest: Entry | None = None
     for line in reversed(tail.split(b"\n")[:-1]):
         entry = _parse(line)
-        if entry is not None:
-            return entry
-    return None
+        if entry is None:
+            continue
+        if newest is None or entry.step > newest.step:
+            newest = entry
+        if entry.event != CHECKPOINT:
+            break
+    return newest

@@ -26,6 +26,7 @@ from jobs.inputs import Store, images_of, needed_run, open_samples
 from jobs.optimizer import learning_rate, set_rate
 from jobs.protocols import label_set
 from jobs.samples import Samples
+from jobs.saving import Saver
 from jobs.scoring import Scored
 from jobs.scoring_parts import PartTruth, pooled_means, score_parts
 from jobs.scoring_video import NoiseSource, score_videos
@@ -56,13 +57,13 @@ class Training:
     state: TrainState
     watchdog: Watchdog
     samples: Samples = field(init=False)
+    saver: Saver = field(init=False)
     _held_out: Samples | None = None
-    _saved_step: int = 0
-    _saved_at: float = field(default_factory=time.monotonic)
     _flushed_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.samples = open_samples(self.run, self.spec, self.store, "train", self.group.device)
+        self.saver = Saver(run=self.run, state=self.state, runtime=self.spec.runtime)
 
     def restore(self) -> None:
         """Rank 0 picks the newest valid checkpoint and tells the others which; every rank loads it."""
@@ -77,7 +78,7 @@ class Training:
         if step >= 0:
             self.state.load(self.run.run_dir.checkpoints / f"step-{step:010d}")
         self.group.copy_from_main([*self.state.model.state_dict().values(), *self.state.objective.state_dict().values()])
-        self._saved_step = self.state.step
+        self.saver.restored(self.state.step)
 
     def _warm_start(self, spec: WarmStartSpec) -> None:
         """Take the earlier run's weights (rank 0; the others receive them with the state)."""
@@ -185,26 +186,13 @@ class Training:
 
     def _at_boundary(self) -> None:
         """Between two steps: save when it is time, leave when we are told to."""
-        runtime, step = self.spec.runtime, self.state.step
-        overdue = time.monotonic() - self._saved_at >= runtime.checkpoint_every_s and step > self._saved_step
-        stop, save = self.group.agree(step, stop=bool(self.run.flag), save=overdue)
-        if save or stop or step - self._saved_step >= runtime.checkpoint_every_steps:
-            self.save()
+        step = self.state.step
+        self.saver.check()
+        stop, save = self.group.agree(step, stop=bool(self.run.flag), save=self.saver.overdue())
+        if save or stop or self.saver.due():
+            self.saver.save(whole=stop)
         if stop:
             leave_together(self.run, self.group, step)
-
-    def save(self) -> None:
-        """One checkpoint of the current step, written by rank 0, unless it exists.
-
-        Raises FloatingPointError (on all ranks alike) instead of saving weights that are not finite: the last good
-        checkpoint stays the newest.
-        """
-        if self.state.step > self._saved_step and not all(bool(one.isfinite().all()) for one in self.state.parameters()):
-            raise FloatingPointError(f"the weights are not finite at step {self.state.step}")
-        if self.state.step > self._saved_step and self.run.is_main:
-            saved = self.run.checkpoint(self.state.step, self.state.save)
-            log.info("checkpoint at step %d: %d bytes in %.2f s", saved.step, saved.bytes, saved.seconds)
-        self._saved_step, self._saved_at = self.state.step, time.monotonic()
 
     def _validate(self) -> None:
         """A short look at held-out images or videos, on rank 0: the others meet it again at their next collective."""

@@ -26,7 +26,8 @@ def shorten(config: Mapping[str, Any], *, batch_size: int) -> dict[str, Any]:
     number of frames.
     """
     short = json.loads(json.dumps(dict(config)))
-    short["runtime"] = dict(short.get("runtime", {})) | {"checkpoint_every_steps": 1, "log_every": 1}
+    timed = {"background_checkpoints": False, "checkpoint_auto": None}  # steps and saves are timed, each alone
+    short["runtime"] = dict(short.get("runtime", {})) | {"checkpoint_every_steps": 1, "log_every": 1} | timed
     match short["kind"]:
         case "train":
             short["steps"] = min(short["steps"], STEPS)

@@ -46,6 +46,22 @@ class AdamSpec(Spec):
     """Learning rate of a part model's pretrained trunk, with the same warm-up and decay; `null`: that of everything else."""
 
 
+class IntervalSpec(Spec):
+    """Bounds of an interval between checkpoints that a run chooses itself (jobs.interval), in seconds."""
+
+    floor_s: float = location(30.0, gt=0)
+    ceiling_s: float = location(1800.0, gt=0)
+    """Also the most that a kill without notice costs."""
+    prior_uptime_s: float = location(14400.0, gt=0)
+    """Mean time between interruptions as believed before any was seen."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> IntervalSpec:
+        if self.floor_s > self.ceiling_s:
+            raise ValueError(f"floor_s {self.floor_s:g} is above ceiling_s {self.ceiling_s:g}")
+        return self
+
+
 class RuntimeSpec(Spec):
     """How a run is executed. None of it is part of its identity."""
 
@@ -58,6 +74,10 @@ class RuntimeSpec(Spec):
     log_every: int = location(10, ge=1)
     checkpoint_every_steps: int = location(5000, ge=1)
     checkpoint_every_s: float = location(600.0, gt=0)
+    checkpoint_auto: IntervalSpec | None = location(None)
+    """Of training: seconds between checkpoints from the run's own facts, instead of both fixed intervals above."""
+    background_checkpoints: bool = location(True)
+    """Of training: write a copy of the state while it goes on; costs memory for that copy on rank 0."""
     keep_checkpoints: int = location(2, ge=1)
     hang_timeout_s: float = location(900.0, gt=0)
     """A rank without a finished step for so long ends the attempt with a reason."""

@@ -6,6 +6,7 @@ import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,17 +67,18 @@ class TrainState:
         """Trainable parameters in a fixed order."""
         return [one for module in (self.model, self.objective) for one in module.parameters() if one.requires_grad]
 
+    def content(self) -> dict[str, Any]:
+        """What is saved, not copied: the next step changes it in place."""
+        return {
+            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+
     def save(self, folder: Path) -> None:
         """Write the state; `torch.load(weights_only=True)` reads it back."""
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "objective": self.objective.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "step": self.step,
-            },
-            folder / "state.pt",
-        )
+        save_content(self.content(), folder)
 
     def load(self, folder: Path) -> None:
         """Restore in place."""
@@ -85,6 +87,11 @@ class TrainState:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
+
+
+def save_content(content: dict[str, Any], folder: Path) -> None:
+    """Write what `TrainState.content` gave, or a copy of it."""
+    torch.save(content, folder / "state.pt")
 
 
 def build_state(spec: TrainSpec, device: torch.device) -> TrainState:

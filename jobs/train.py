@@ -45,7 +45,7 @@ def train(run: Run) -> Finished:
     try:
         training.restore()
         training.steps()
-        training.save()
+        training.saver.save(whole=True)
         weights = run.run_dir.output / WEIGHTS
         if run.is_main:
             if not run.owns():
@@ -54,6 +54,7 @@ def train(run: Run) -> Finished:
         group.tell("done")  # nobody leaves while another rank still needs it
         group.close()  # not after an exception: peers may sit in a collective, and the reason must be written first
     finally:
+        training.saver.close()
         training.watchdog.stop()
     values = {"train/peak_memory_mib": peak_memory_mib(group.device)}
     return Finished(step=training.state.step, values=values, files=(weights,))

@@ -137,6 +137,22 @@ def test_that_readers_see_flushed_lines_of_a_living_writer(tmp_path: Path) -> No
     writer.close()
 
 
+def test_that_progress_does_not_go_back_to_a_checkpoint_noted_late(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path, attempt=1, restored_step=0)
+    writer.metrics(5, {"m": 1.0})
+    writer.event(3, CHECKPOINT)
+    writer.flush()
+    last = last_entry(tmp_path)
+    assert last is not None
+    assert last.step == 5
+    assert read_journal(tmp_path).covered_step == 3
+    writer.event(5, CHECKPOINT)
+    writer.close()
+    last = last_entry(tmp_path)
+    assert last is not None
+    assert (last.step, last.event) == (5, CHECKPOINT)
+
+
 def test_that_nonsense_lines_are_left_out(tmp_path: Path) -> None:
     head = b'{"attempt":1,"restored":0,"time":1}\n'
     lines = b'\x00\x00\n[1]\n{"s":1}\n{"s":1,"t":5,"m":{"a":"x"}}\n{"s":2,"t":5,"m":{"a":1}}\nnull\n{"s":3,"t":5,"m":7}\n'
