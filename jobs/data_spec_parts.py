@@ -150,6 +150,10 @@ class PascalPartSpec(Spec):
         return max(fits)[1] if fits else 0
 
 
+CUB_MASKS = "segmentations"
+"""Folder of the birds' masks, below `path`."""
+
+
 class CubSpec(Spec):
     """CUB-200-2011: birds with 15 keypoints (scops_slots.md 4; layout in jobs/data/README.md)."""
 

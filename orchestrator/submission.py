@@ -14,7 +14,7 @@ import jobs
 from jobs.contract import write_atomically
 from jobs.data.errors import DataError
 from jobs.data_spec import ClipsSpec, CocoSpec, MultiDSpritesSpec, VideoFilesSpec
-from jobs.data_spec_parts import PART_FILES, CelebaSpec, CubSpec, PascalPartSpec
+from jobs.data_spec_parts import CUB_MASKS, PART_FILES, CelebaSpec, CubSpec, PascalPartSpec
 from jobs.environment import fingerprint, packages
 from jobs.spec import CountSpec, EmbedSpec, FrozenRun, PrepareSpec, TrainSpec
 from models.spec import AnyBackbone, BackboneSpec
@@ -127,8 +127,6 @@ def check_inputs(made: Plan, environ: Mapping[str, str]) -> list[str]:
 
 def _without_masks(made: Plan) -> list[Problem]:
     """Training steps that ask for the true foreground of birds whose masks were not unpacked, each once."""
-    from jobs.data.cub import MASKS
-
     found: dict[tuple[str, str], Problem] = {}
     for run in made.runs.values():
         match run.spec:
@@ -140,7 +138,7 @@ def _without_masks(made: Plan) -> list[Problem]:
             continue
         path = prepared.spec.data.path
         done = run.known is not None and run.known.state is RunState.DONE
-        if not done and not (masks := Path(path).expanduser() / MASKS).is_dir():
+        if not done and not (masks := Path(path).expanduser() / CUB_MASKS).is_dir():
             found[run.step, path] = Problem(
                 what=f"objective.foreground is truth, and there are no masks of the birds: {masks} is missing",
                 where=f"{made.sweep.path}: {run.step}: objective.foreground",

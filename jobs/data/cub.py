@@ -41,12 +41,12 @@ from jobs.data.part_files import (
 )
 from jobs.data.part_store import VOID, Float32, PartManifest, PartRecord, PartSource, UInt8
 from jobs.data.store import SPLITS, SplitName
-from jobs.data_spec_parts import CubSpec
+from jobs.data_spec_parts import CUB_MASKS, CubSpec
 
 NAMES, SPLIT, CLASSES, BOXES = "images.txt", "train_test_split.txt", "image_class_labels.txt", "bounding_boxes.txt"
 PARTS, PLACES = "parts/parts.txt", "parts/part_locs.txt"
 LISTS = (NAMES, SPLIT, CLASSES, BOXES, PARTS, PLACES)
-IMAGES, MASKS = "images", "segmentations"
+IMAGES, MASKS = "images", CUB_MASKS
 ORIGINAL_SPLITS: Mapping[str, SplitName] = {"1": "train", "0": "test"}
 LAYOUT = Layout(
     expected=f"{', '.join(LISTS)}, {IMAGES}/CLASS/NAME.jpg; masks in {MASKS}/CLASS/NAME.png",
