@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jobs.contract import RunDir, read_attempts, read_outcome
 from jobs.data.clips_files import scene_names
-from jobs.data.errors import DataError
+from jobs.data.clips_media import open_image
+from jobs.data.errors import DataError, Place
 from jobs.data.mat_file import NotWholeError, check_mat
+from jobs.data.movi import _decoded
 from jobs.journal import last_entry, read_attempt
 from orchestrator.slurm.parse import HISTORY_FIELDS, SEPARATOR, parse_history
 from tests.fuzz.campaign import Count, attempt, limited_memory, made
@@ -104,6 +108,19 @@ def test_that_a_list_of_scenes_names_files_and_no_way_out_of_their_folder(tmp_pa
         (tmp_path / "train_annos.json").write_text(f'["{name}"]')
         with pytest.raises(DataError, match="not a list of names"):
             scene_names(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "damage", [(b"IDAT", b"\x09\x08\x08\x08"), (b"\0\0\0\x0dIHDR", b"\0\0\0\x02IHDR")], ids=["chunk", "head"]
+)
+def test_that_a_damaged_image_is_refused_whatever_pillow_raises(damage: tuple[bytes, bytes], tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (8, 8), 3).save(stream, "PNG")
+    (tmp_path / "a.png").write_bytes(stream.getvalue().replace(*damage))
+    with pytest.raises(DataError, match="cannot be read"):
+        open_image(tmp_path / "a.png", "L")
+    with pytest.raises(DataError, match="no image"):
+        _decoded((tmp_path / "a.png").read_bytes(), "L", name="video", place=Place(file="a"))
 
 
 def test_that_damage_that_crashes_scipy_is_refused_before_scipy_sees_it(tmp_path: Path) -> None:
