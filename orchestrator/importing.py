@@ -43,24 +43,7 @@ from orchestrator.workspace import Root, tree_hash
 IMPORTED = "imported"
 """ROOT/imported: the archive's own account (manifest, sweep file, tables as they were exported)."""
 _CHUNK = 1 << 20
-_HEADERS = 64 * 2**10
-"""Bytes of headers and padding that one member may cost."""
 _BESIDE = (SWEEP_FILE, RECORD, TRACKED, *TABLES)
-
-
-class _Bounded:
-    """A stream that gives no more than it was allowed to: what a small file may unpack to is known beforehand."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self.left = MANIFEST_BYTES + _HEADERS
-
-    def read(self, size: int = -1) -> bytes:
-        found = self._stream.read(size if 0 <= size <= _CHUNK else _CHUNK)
-        self.left -= len(found)
-        if self.left < 0:
-            raise damaged("it unpacks to more than it says")
-        return found
 
 
 def import_archive(file: Path, root: Root) -> Manifest:
@@ -127,40 +110,56 @@ def _ended_by_term() -> Iterator[None]:
 
 
 def _unpack(file: Path, place: Path) -> Manifest:
-    """Every file of the archive into a new folder, each measured against the manifest as it comes."""
+    """Every file of the archive into a new folder, each measured against the manifest as it comes.
+
+    Headers are read here, one block each: no entry can make us unpack, or remember, more than the manifest says.
+    """
     with gzip.open(file, "rb") as packed:
-        bounded = _Bounded(packed)  # type: ignore[arg-type]  # gzip's stream is no IO[bytes] to the checker
-        with tarfile.open(fileobj=bounded, mode="r|", errorlevel=2) as tar:  # type: ignore[call-overload]  # needs `read` alone
-            first = tar.next()
-            if first is None or first.name != MANIFEST or first.type != tarfile.REGTYPE or first.size > MANIFEST_BYTES:
-                raise damaged("it does not begin with its manifest")
-            text = _content(tar, first).read()
-            try:
-                manifest = read_manifest(text.decode())
-            except UnicodeDecodeError as error:
-                raise damaged("its manifest is no text") from error
-            _check_room(manifest, place)
-            bounded.left = manifest.total_bytes + _HEADERS * (len(manifest.files) + 2)
-            missing = dict(manifest.files)
-            while (header := tar.next()) is not None:
-                expected = missing.pop(header.name, None)
-                if expected is None:
-                    raise damaged("a file is not in its manifest, or comes twice", value=header.name)
-                if header.type != tarfile.REGTYPE or header.size != expected.bytes:
-                    raise damaged("an entry is no plain file of the size that its manifest says", value=header.name)
-                _store(_content(tar, header), place / _where(header.name), expected)
-            if missing:
-                raise damaged(f"it lacks {len(missing)} files", value=next(iter(missing)))
+        stream: IO[bytes] = packed  # type: ignore[assignment]  # has all that is asked of it
+        first = _header(stream)
+        if first is None or first.name != MANIFEST or first.type != tarfile.REGTYPE or not 0 <= first.size <= MANIFEST_BYTES:
+            raise damaged("it does not begin with its manifest")
+        text = b"".join(_content(stream, first.size))
+        try:
+            manifest = read_manifest(text.decode())
+        except UnicodeDecodeError as error:
+            raise damaged("its manifest is no text") from error
+        _check_room(manifest, place)
+        missing = dict(manifest.files)
+        while (header := _header(stream)) is not None:
+            expected = missing.pop(header.name, None)
+            if expected is None:
+                raise damaged("a file is not in its manifest, or comes twice", value=header.name)
+            if header.type != tarfile.REGTYPE or header.size != expected.bytes:
+                raise damaged("an entry is no plain file of the size that its manifest says", value=header.name)
+            _store(_content(stream, header.size), place / _where(header.name), expected)
+        if missing:
+            raise damaged(f"it lacks {len(missing)} files", value=next(iter(missing)))
     (place / IMPORTED).mkdir(mode=0o700, exist_ok=True)
     (place / IMPORTED / MANIFEST).write_bytes(text)
     return manifest
 
 
-def _content(tar: tarfile.TarFile, header: tarfile.TarInfo) -> IO[bytes]:
-    stream = tar.extractfile(header)
-    if stream is None:
-        raise damaged("an entry is no plain file", value=header.name)
-    return stream
+def _header(stream: IO[bytes]) -> tarfile.TarInfo | None:
+    """The next entry's header; None at the end. Raises UserError for what is no header."""
+    try:
+        return tarfile.TarInfo.frombuf(stream.read(tarfile.BLOCKSIZE), "ascii", "strict")
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # public, and missing from the stubs
+        return None
+    except UnicodeDecodeError as error:
+        raise damaged("an entry has a name that no archive has") from error
+
+
+def _content(stream: IO[bytes], size: int) -> Iterator[bytes]:
+    """What follows a header, with the padding taken off; raises UserError when there is less."""
+    left = size
+    while left:
+        chunk = stream.read(min(_CHUNK, left))
+        if not chunk:
+            raise damaged("it ends too early")
+        left -= len(chunk)
+        yield chunk
+    stream.read(-size % tarfile.BLOCKSIZE)
 
 
 def _where(name: str) -> str:
@@ -175,15 +174,14 @@ def _check_room(manifest: Manifest, place: Path) -> None:
         raise UserError(Problem(what=what, where=str(place.parent)))
 
 
-def _store(stream: IO[bytes], path: Path, expected: Member) -> None:
+def _store(chunks: Iterator[bytes], path: Path, expected: Member) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     with open(path, "xb") as file:
-        while chunk := stream.read(_CHUNK):
+        for chunk in chunks:
             digest.update(chunk)
-            size += len(chunk)
             file.write(chunk)
-    if size != expected.bytes or digest.hexdigest() != expected.sha256:
+    if digest.hexdigest() != expected.sha256:
         raise damaged("a file does not match its checksum", value=path.name)
 
 

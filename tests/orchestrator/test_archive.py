@@ -267,17 +267,25 @@ def test_that_a_changed_a_longer_and_a_missing_file_are_refused(archive: Path, o
     refused(orch, packed(archive, content, manifest=manifest), "lacks 1 files")
 
 
-def test_that_a_small_file_that_unpacks_to_more_than_it_says_is_refused(
-    archive: Path, orch: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importing, "MANIFEST_BYTES", 1 << 20)
+def test_that_a_header_cannot_make_an_import_unpack_or_remember_more_than_the_manifest_says(archive: Path, orch: Command) -> None:
     content = members(archive)
     manifest = content.pop(MANIFEST)
     with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as tar:
         header = tarfile.TarInfo(MANIFEST)
-        header.size, header.pax_headers = len(manifest), {"comment": "0" * (8 << 20)}  # a header that fills the memory
+        header.size, header.pax_headers = len(manifest), {"comment": "0" * (8 << 20)}
         tar.addfile(header, io.BytesIO(manifest))
-    refused(orch, archive, "unpacks to more than it says")
+    refused(orch, archive, "does not begin with its manifest")
+    for size in (1 << 40, -512):
+        header = tarfile.TarInfo(MANIFEST)
+        header.size = size
+        archive.write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + b"0" * 10_000))
+        refused(orch, archive, "does not begin with its manifest")
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, one in {MANIFEST: manifest, "record.json": content["record.json"] + b" " * (8 << 20)}.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(one)
+            tar.addfile(header, io.BytesIO(one))
+    refused(orch, archive, "of the size that its manifest says")
 
 
 def test_that_a_manifest_that_claims_more_than_the_disk_has_is_refused(archive: Path, orch: Command) -> None:
