@@ -264,7 +264,8 @@ def place_of(error: BaseException) -> str:
 
 def fail(run: Run, error: BaseException) -> ExitCode:
     """Record a failure. A rank that only lost its peers lets the culprit speak first, and asks whether Slurm ended us."""
-    cause, reason = cause_of(error), f"{type(error).__name__}: {error}".strip()
+    cause, kind = cause_of(error), "" if isinstance(error, Refused | DataError) else f"{type(error).__name__}: "
+    reason = f"{kind}{error}".strip()
     log.error("%s", "".join(traceback.format_exception(error)))
     if cause is Cause.RANK_DIED:
         if run.flag.wait(5.0):  # peers may be gone because all of us are being evicted

@@ -243,6 +243,8 @@ class TrainSpec(Spec):
         if isinstance(objective, PartsObjective) != isinstance(model, PartSlotsSpec):
             raise ValueError(f"model.kind part_slots and objective.kind parts go together, not {model.kind} and {objective.kind}")
         problems = objective.problems(model) if isinstance(objective, PartsObjective) and isinstance(model, PartSlotsSpec) else []
+        if isinstance(objective, PartsObjective) and objective.contrast and self.batch_size < 2:
+            problems.append(f"objective.contrast compares images: batch_size is {self.batch_size}, it must be 2 or more")
         if self.optimizer.trunk_rate is not None and not isinstance(model, PartSlotsSpec):
             problems.append(f"optimizer.trunk_rate is for model.kind part_slots, not {model.kind}: set it to null")
         if problems:

@@ -133,6 +133,12 @@ class PartSlotsSpec(Spec):
     def _something_to_train(self) -> PartSlotsSpec:
         if isinstance(self.masks, PixelHead) and not self.train_slots:
             raise ValueError("masks.kind pixels has no slots: leave train_slots at true")
+        if isinstance(self.masks, PixelHead):
+            without = [
+                name for name in ("start", "num_iterations") if getattr(self, name) != type(self).model_fields[name].default
+            ]
+            if without:
+                raise ValueError(f"masks.kind pixels has no slots: leave {' and '.join(without)} at the default")
         return self
 
 
@@ -201,4 +207,6 @@ class PartsObjective(Spec):
             found.append(f"every weight of the objective is 0: give one of {', '.join(terms)}")
         if self.orthonormality and not self.semantic:
             found.append("objective.orthonormality is about the basis, which only objective.semantic > 0 has")
+        if self.background_row and not self.semantic:
+            found.append("objective.background_row is a row of the basis, which only objective.semantic > 0 has")
         return found

@@ -229,7 +229,7 @@ def test_that_keypoints_are_regressed_on_the_first_training_images_that_the_stor
         (PartSlotsSpec(start="gaussian"), SEEDS),
         (PartSlotsSpec(start="gaussian", masks=LinearHead()), SEEDS),
         (PartSlotsSpec(start="learned"), SEEDS[:1]),
-        (PartSlotsSpec(start="gaussian", masks=PixelHead()), SEEDS[:1]),
+        (PartSlotsSpec(masks=PixelHead()), SEEDS[:1]),
     ],
 )
 def test_that_a_model_that_draws_nothing_is_scored_once(store: Path, model: PartSlotsSpec, seeds: tuple[int, ...]) -> None:

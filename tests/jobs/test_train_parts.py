@@ -154,6 +154,13 @@ def test_that_image_and_foreground_are_mirrored_together() -> None:
         ({"objective": {"kind": "parts", "features": TINY, "semantic": 0}}, "every weight"),
         ({"model": {"kind": "slot_autoencoder"}, "objective": {"kind": "reconstruction"}}, "trunk_rate"),
         ({"clip": {"frames": 2}}, "clip"),
+        ({"objective": OBJECTIVE | {"semantic": 0, "concentration": 1, "background_row": True}}, "background_row is a row of"),
+        ({"objective": OBJECTIVE | {"contrast": 1}, "batch_size": 1}, "batch_size is 1, it must be 2"),
+        ({"model": MODEL | {"masks": {"kind": "pixels"}}}, "leave num_iterations at the default"),
+        (
+            {"model": MODEL | {"masks": {"kind": "pixels"}, "start": "gaussian"}},
+            "leave start and num_iterations at the default",
+        ),
     ],
 )
 def test_that_what_does_not_fit_is_refused_before_anything_is_queued(changes: dict[str, Any], words: str) -> None:

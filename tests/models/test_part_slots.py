@@ -33,9 +33,12 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def small(masks: str = "mlp", **changes: Any) -> PartSlotsSpec:
-    """40 x 40 pixels, 6 x 6 features, 3 parts."""
+    """40 x 40 pixels, 6 x 6 features, 3 parts; without slots none of their settings."""
     base = {"resolution": 40, "num_parts": 3, "num_iterations": 2, "slot_size": 8, "slot_mlp_size": 9, "trunk": TINY.model_dump()}
-    return PartSlotsSpec.model_validate(base | {"masks": HEADS[masks]} | changes)
+    given = base | {"masks": HEADS[masks]} | changes
+    if masks == "pixels":
+        given = {name: value for name, value in given.items() if name not in ("start", "num_iterations")}
+    return PartSlotsSpec.model_validate(given)
 
 
 def built(spec: PartSlotsSpec, seed: int = 0) -> PartSlots:
