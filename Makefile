@@ -45,6 +45,7 @@ fuzz: setup
 bench: setup
 	$(BIN)/python tests/bench/bench_models.py
 	$(BIN)/python tests/bench/bench_logging.py
+	$(BIN)/python tests/bench/bench_checkpoint.py
 	$(BIN)/python tests/bench/bench_dinosaur.py
 	$(BIN)/python tests/bench/bench_features.py
 	$(BIN)/python tests/bench/bench_online.py
