@@ -37,15 +37,19 @@ def metrics_of(record: SweepRecord) -> tuple[str, ...]:
 def assemble(record: SweepRecord, values: Values) -> TableModel:
     """The table of a sweep; raises UserError when its file declares none.
 
-    Only finished runs count: a running one has a metric already, and it is not the number that was asked for.
+    Only finished runs count: a running one has a metric already, and it is not the number that was asked for. A further metric
+    that finished runs do not have, and none does, is named in a note and has no block.
     """
     table = _table(record)
     rows = _rows(record, table)
     columns = (Heading(option="", label=""),) if table.columns is None else _headings(record, table.columns)
-    blocks = _said_once([_block(record, values, table, value, rows, columns) for value in (table.value, *table.more)])
+    every = [_block(record, values, table, value, rows, columns) for value in (table.value, *table.more)]
+    absent = [block.metric for block in every[1:] if _absent(block)]
+    blocks = _said_once([every[0], *(block for block in every[1:] if block.metric not in absent)])
     paper = f"paper: {table.paper_source or 'no source given'}" if table.paper else ""
     protocols = _protocols(table, columns) if table.paper else []
-    hypotheses = _hypotheses(record, table, rows, columns, blocks)
+    hypotheses = _hypotheses(record, table, rows, columns, every)
+    without = f"no value of: {', '.join(absent)}" if absent else ""
     how = HOW_CROSSED if table.factorial is not None else HOW_PAIRED if table.base is not None else ""
     return TableModel(
         sweep=record.name,
@@ -54,10 +58,21 @@ def assemble(record: SweepRecord, values: Values) -> TableModel:
         rows=tuple(row.heading for row in rows),
         columns=columns,
         blocks=blocks,
-        notes=tuple(note for note in (how, HOW_TESTED if hypotheses else "", paper, *protocols, record.note) if note),
+        notes=tuple(note for note in (how, HOW_TESTED if hypotheses else "", without, paper, *protocols, record.note) if note),
         hypotheses=hypotheses,
         means_shown=table.factorial is None,
     )
+
+
+def _no_value(metric: str) -> str:
+    return f"no value of {metric}"
+
+
+def _absent(block: Block) -> bool:
+    """Whether no run has the number, though one that should is finished."""
+    cells = [cell for line in block.cells for cell in line]
+    finished = any(gap.reason == _no_value(block.metric) for cell in cells for gap in cell.gaps)
+    return finished and not any(cell.samples for cell in cells)
 
 
 def _hypotheses(
@@ -213,7 +228,7 @@ def _sample_or_gap(record: SweepRecord, values: Values, table: Table, value: Val
         return Gap(cell=apart, run=run, reason=_hold_up(record, cell, value.step))
     number = values.get(run, {}).get(value.metric)
     if number is None:
-        return Gap(cell=apart, run=run, reason=f"no value of {value.metric}")
+        return Gap(cell=apart, run=run, reason=_no_value(value.metric))
     if not math.isfinite(number):
         return Gap(cell=apart, run=run, reason=f"the value is {number}")
     return Sample(cell=apart, run=run, value=number * value.scale)

@@ -80,6 +80,28 @@ def test_that_a_finished_run_without_the_metric_says_so(record, values):
     assert cell(record, bare, "slot_attn").gaps[0].reason == "no value of eval/fg_ari"
 
 
+def test_that_a_further_metric_that_no_finished_run_has_is_a_note_and_no_block(record, values):
+    bare = {run: {"eval/fg_ari": one["eval/fg_ari"]} for run, one in values.items()}
+    model = assemble(record, bare)
+    assert [block.metric for block in model.blocks] == ["eval/fg_ari"]
+    assert model.notes[0] == "no value of: eval/stripe"
+    for kept in (bare | {"ev-untrained-1": values["ev-untrained-1"]}, values):
+        model = assemble(record, kept)
+        assert [block.metric for block in model.blocks] == ["eval/fg_ari", "eval/stripe"]
+        assert not any("no value of:" in note for note in model.notes)
+
+
+def test_that_a_metric_that_no_run_could_have_yet_and_the_main_one_keep_their_blocks(record):
+    waiting = {run: replace(one, state=RunState.QUEUED) for run, one in record.runs.items()}
+    for model in (
+        assemble(replace(record, runs=waiting), {}),
+        assemble(replace(record, table=replace(record.table, more=())), {}),
+    ):
+        assert model.blocks[0].metric == "eval/fg_ari"
+        assert not any("no value of:" in note for note in model.notes)
+    assert len(assemble(replace(record, runs=waiting), {}).blocks) == 2
+
+
 def test_that_a_value_that_is_not_finite_is_a_gap_and_not_a_number(record, values):
     broken = {**values, "ev-slot_attn-1": {"eval/fg_ari": math.nan}}
     found = cell(record, broken, "slot_attn")
