@@ -122,9 +122,7 @@ def assert_every_point_once(orch: Orch) -> None:
             assert sorted(steps) == list(range(1, STEPS + 1)), f"{run} {name}"
 
 
-@pytest.mark.skipif(
-    os.environ.get("ORCH_FULL") != "1", reason="ORCH_FULL=1: two more minutes (outside Slurm: test_train.py)"
-)
+@pytest.mark.skipif(os.environ.get("ORCH_FULL") != "1", reason="ORCH_FULL=1: two more minutes (outside Slurm: test_train.py)")
 @pytest.mark.timeout(900)
 def test_that_three_ranks_resume_exactly_too(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     """At three ranks DDP's default differs after a resume, since it rebuilds its buckets after the first step."""
