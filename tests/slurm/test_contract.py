@@ -118,7 +118,7 @@ class RealDriver:
         self.cluster.evict(job_id)
 
     def hold(self, job_id: str) -> None:
-        self.cluster.run("scontrol", "hold", job_id)
+        self.cluster.run("scontrol", "uhold", job_id)  # as a user, not as the administrator that the tests may be
 
     def let_forget(self) -> None:
         def forgotten() -> bool:
