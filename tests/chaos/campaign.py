@@ -144,7 +144,9 @@ def storm(scene: Scene, plan: Plan, injections: int, report: Report, *, told: bo
     scene.tracker.up()
     recover(scene, plan, report)
     report.recovery_s.append(time.monotonic() - ended)
-    scene.orch("sync")
+    for _ in range(3):
+        if scene.orch("sync", patient=True).returncode == 0:
+            break
     report.add(judge(scene), plan=plan, told=told)
 
 

@@ -73,15 +73,20 @@ class Scene:
         quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "OMP_NUM_THREADS": "1"}
         return os.environ | self.cluster.env | mine | quick
 
+    @property
+    def patient(self) -> dict[str, str]:
+        """The same, with MLflow's own timeouts and retries."""
+        return {name: value for name, value in self.environment.items() if not name.startswith("MLFLOW_HTTP_")}
+
     def write_sweep(self) -> None:
         """Make folder, root and sweep file."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings = {"step_s": self.step_s, "steps": self.steps, "every": self.every, "seeds": list(range(self.runs))}
         self.sweep.write_text(SWEEP.format(**settings))
 
-    def orch(self, *words: str, path: str = "", wait: bool = True) -> subprocess.Popen[bytes]:
-        """Start `orch WORDS`; `path` goes before PATH."""
-        environment = self.environment
+    def orch(self, *words: str, path: str = "", wait: bool = True, patient: bool = False) -> subprocess.Popen[bytes]:
+        """Start `orch WORDS`; `path` goes before PATH. `patient`: with MLflow's own patience for a slow tracker."""
+        environment = self.patient if patient else self.environment
         if path:
             environment["PATH"] = f"{path}{os.pathsep}{environment['PATH']}"
         log = open(self.folder / "orch.log", "ab")  # noqa: SIM115  # the child keeps it

@@ -44,8 +44,7 @@ class Verdict:
 def judge(scene: Scene) -> Verdict:
     """Look at disk, tracker and queue once everything has ended."""
     found = Verdict()
-    patient = {name: value for name, value in scene.environment.items() if not name.startswith("MLFLOW_HTTP_")}
-    tracked = points(scene.tracker.uri, "count/value", cwd=scene.code, environment=patient)
+    tracked = points(scene.tracker.uri, "count/value", cwd=scene.code, environment=scene.patient)
     runs = scene.run_ids()
     if len(runs) != scene.runs:
         found.problems.append(f"{len(runs)} runs are frozen, the sweep has {scene.runs}")

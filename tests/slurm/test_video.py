@@ -18,10 +18,10 @@ from tests.slurm.test_coco import of_kind, on_two_nodes, strike, submit
 pytestmark = pytest.mark.slurm
 
 SMALL = [
-    "data=toy_video_mini", "data.train.count=16", "data.test.first=16", "data.test.count=45", "miniature=video", "steps=90",
+    "data=toy_video_mini", "data.train.count=16", "data.test.first=16", "data.test.count=130", "miniature=video", "steps=90",
     "noise_seeds=[0, 1]",
 ]  # fmt: skip
-"""Longer than their start-up, so that there is something to strike; two noise seeds of two pieces each."""
+"""Longer than their start-up, so that there is something to strike; two noise seeds of four pieces each."""
 
 
 def checkpoints(orch: Orch, run: str) -> int:
