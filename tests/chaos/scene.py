@@ -19,6 +19,7 @@ from pathlib import Path
 from jobs.contract import RunDir, Status, read_outcome
 from jobs.journal import Journal, read_journal
 from tests.slurm.cluster import SlurmCluster
+from tests.slurm.configuration import free_ports
 from tests.slurm.orch import processes_of
 
 ORCH = "from orchestrator.cli.main import main; main()"
@@ -201,9 +202,7 @@ class Tracker:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.port:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self.port = int(probe.getsockname()[1])
+            (self.port,) = free_ports(1)
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(self.port)]
         store = [f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db", f"--artifacts-destination={self.folder}/artifacts"]
         with open(self.folder / "server.log", "ab") as log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,12 +34,18 @@ class Options:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+    """Ports of the loopback that nobody uses, drawn below those that the kernel gives to outgoing connections.
+
+    One of the kernel's own choice may be another process's before the daemon that it is meant for has started.
+    """
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(10_000, 32_000), 200):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"no {count} free ports on the loopback between 10000 and 32000")
 
 
 def character_devices(count: int) -> list[str]:
