@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 from jobs.data.sampler import StepSampler, share
 from jobs.randomness import standard_normal
 from jobs.samples import Samples
-from models.part_types import PartInputs
 from models.slot_model import Inputs
 
 
@@ -27,7 +26,7 @@ class Batch(NamedTuple):
     Of videos B counts clips of T frames, and noise is [B,T,K,Z].
     """
 
-    inputs: Inputs | PartInputs
+    inputs: Inputs
     """What the model sees: float32 images [B,3,H,W] in [0, 1], clips [B,T,3,H,W], tokens [B,N,C], tokens with a sentence, or
     images with what a part model's objective needs."""
     targets: torch.Tensor

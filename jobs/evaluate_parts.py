@@ -12,7 +12,7 @@ from jobs.pieces import Pieces, joined
 from jobs.scoring import Scored
 from jobs.scoring_parts import EVALUATION, FIT, PartTruth, pooled_means, regression_means, score_parts
 from models.slot_model import SlotModel
-from models.spec_parts import PartSlotsSpec, PixelHead
+from models.spec_parts import PartSlotsSpec
 
 PIECE_IMAGES = 1000
 """What a kill without notice costs at most."""
@@ -63,7 +63,7 @@ class PartEvaluation(Pieces):
     def noise_seeds(self) -> tuple[int, ...]:
         """One alone where nothing is drawn."""
         model = self.trained.model
-        drawn = not isinstance(model, PartSlotsSpec) or (model.start == "gaussian" and not isinstance(model.masks, PixelHead))
+        drawn = not isinstance(model, PartSlotsSpec) or model.start == "gaussian"
         return self.spec.noise_seeds if drawn else self.spec.noise_seeds[:1]
 
     def score(self, noise_seed: int, first: int, count: int, *, keep: int) -> Scored:

@@ -24,7 +24,6 @@ from models.part_types import PartInputs, PartOutput
 from models.slot_model import ConditionedInputs, Inputs, SlotOutput
 from models.video_slots import VideoOutput
 
-AnyInputs = Inputs | PartInputs
 Forward = Callable[[Any, torch.Tensor], SlotOutput | VideoOutput | PartOutput]
 
 
@@ -41,7 +40,7 @@ class _ScaleGradient(torch.autograd.Function):
         return gradient * ctx.factor, None
 
 
-def _rows_of(inputs: AnyInputs, rows: slice) -> AnyInputs:
+def _rows_of(inputs: Inputs, rows: slice) -> Inputs:
     return inputs.rows(rows) if isinstance(inputs, ConditionedInputs | PartInputs) else inputs[rows]
 
 
@@ -53,11 +52,6 @@ def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[slice, Any, torch
         yield rows, _rows_of(batch.inputs, rows), batch.targets[rows], batch.noise_BKZ[rows]
 
 
-def _text(objective: Objective, inputs: AnyInputs) -> torch.Tensor | None:
-    """Features of the sentences that pooled terms compare with; None where nothing is said."""
-    return None if isinstance(inputs, PartInputs) else objective.pooled_text(inputs)
-
-
 def _pooled(
     objective: Objective, slots_BKD: torch.Tensor, batch: Batch, group: Group, step: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -65,7 +59,7 @@ def _pooled(
     world = group.world_size
     scaled_BKD = slots_BKD if world == 1 else _ScaleGradient.apply(slots_BKD, float(world))  # type: ignore[no-untyped-call]
     everything_BKD = group.gather_rows(scaled_BKD, batch.rows, batch.total)
-    local_BT = _text(objective, batch.inputs)
+    local_BT = objective.pooled_text(batch.inputs)
     text_BT = None if local_BT is None else group.gather_rows(local_BT.detach(), batch.rows, batch.total)
     terms = objective.slot_terms(everything_BKD, step=step, text_BT=text_BT)
     return terms.total / world, {name: part.detach() / world for name, part in terms.parts.items()}
@@ -113,18 +107,18 @@ def step_gradients(
             loss = loss + by_image.total_B.sum() / batch.total
             for name, part_B in by_image.parts.items():
                 add(name, part_B.sum() / batch.total)
+        rows_BKD = objective.pooled_rows(output, inputs)
         if slots_gradient is not None:
             add("loss", loss)
-            loss = loss + (objective.pooled_rows(output, inputs).float() * slots_gradient[rows]).sum()
+            loss = loss + (rows_BKD.float() * slots_gradient[rows]).sum()
         elif pools:
-            term, parts = _pooled(objective, objective.pooled_rows(output, inputs).float(), batch, group, step)
+            term, parts = _pooled(objective, rows_BKD.float(), batch, group, step)
             loss = loss + term
             add("loss", loss)
             for name, part in parts.items():
                 add(name, part)
         else:
-            rows_BKD = objective.pooled_rows(output, inputs)
-            terms = objective.slot_terms(rows_BKD, step=step, text_BT=_text(objective, inputs))
+            terms = objective.slot_terms(rows_BKD, step=step, text_BT=objective.pooled_text(inputs))
             weight = noise_BKZ.shape[0] / batch.total
             loss = loss + terms.total * weight
             add("loss", loss)

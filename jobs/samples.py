@@ -21,7 +21,6 @@ from jobs.data.text_features import TextStore
 from jobs.data.video import ClipWindows, Videos
 from jobs.data.video_store import FirstFrames
 from models.clip_pixels import normalised
-from models.part_types import PartInputs
 from models.slot_model import ConditionedInputs, Inputs
 
 Pixels = np.ndarray | FrameImages | FirstFrames
@@ -46,7 +45,7 @@ class Samples(Protocol):
         """
         ...
 
-    def convert(self, stored: tuple[torch.Tensor, ...]) -> tuple[Inputs | PartInputs, torch.Tensor]:
+    def convert(self, stored: tuple[torch.Tensor, ...]) -> tuple[Inputs, torch.Tensor]:
         """(inputs, targets) of stored tensors, which are on the device by now."""
         ...
 

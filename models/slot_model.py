@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from models.part_types import PartInputs
+
 
 class SlotOutput(NamedTuple):
     """What a slot model says about a batch; all in float32, also under autocast. (A tuple, so that DDP sees into it.)"""
@@ -48,8 +50,9 @@ class ConditionedInputs(NamedTuple):
         return ConditionedInputs(tokens_BNC=self.tokens_BNC[rows], text=text, padding_BL=padding_BL, names_B22=names_B22)
 
 
-Inputs = Tensor | ConditionedInputs
-"""What a slot model sees: images [B,3,H,W] in [0, 1], clips [B,T,3,H,W], tokens [B,N,C], or tokens and a sentence."""
+Inputs = Tensor | ConditionedInputs | PartInputs
+"""What a slot model sees: images [B,3,H,W] in [0, 1], clips [B,T,3,H,W], tokens [B,N,C], tokens and a sentence, or a part
+model's images with what its objective needs."""
 
 
 class SlotModel(nn.Module, ABC):

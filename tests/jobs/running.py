@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -104,6 +105,22 @@ def attempt(run_dir: RunDir, *, world_size: int = 1, hook: Callable[[], None] | 
         return [forks.wait(forks.start(run_dir, hook=prepared)).code]
     launch = f"test-{time.monotonic_ns()}"
     return [one.code for one in forks.end_group(forks.run_group(run_dir, ranks=world_size, launch=launch, hook=prepared))]
+
+
+def killed_at(step: int) -> Callable[[], None]:
+    """A hook: SIGKILL to rank 0 at the boundary after `step` finished steps."""
+
+    def hook() -> None:
+        agree = distributed.Group.agree
+
+        def watched(group: Group, at: int, **named: Any) -> tuple[bool, bool]:
+            if at == step and group.rank == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return agree(group, at, **named)
+
+        distributed.Group.agree = watched  # type: ignore[method-assign]  # in this fork only
+
+    return hook
 
 
 def outcome_of(run_dir: RunDir) -> Outcome:

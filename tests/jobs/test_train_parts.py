@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from running import attempt, outcome_of, said, train_config
+from running import attempt, killed_at, outcome_of, said, train_config
 
-from jobs import distributed, forks
+from jobs import forks
 from jobs.compare import differences, newest_state, series
 from jobs.contract import RunDir
 from jobs.metrics import METRICS
@@ -94,17 +93,7 @@ def test_that_a_struck_training_run_is_that_of_an_untouched_one(root: Path, whol
     untouched = whole if world_size == 1 else trained(root, "untouched-2", world_size=2)
     struck = forks.make_run(root, f"struck-{world_size}", config(), {"prepare": "data"})
 
-    def dies() -> None:
-        agree = distributed.Group.agree
-
-        def watched(group: distributed.Group, step: int, **named: Any) -> tuple[bool, bool]:
-            if step == 3 and group.rank == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return agree(group, step, **named)
-
-        distributed.Group.agree = watched  # type: ignore[method-assign]  # in this fork only
-
-    assert -signal.SIGKILL in attempt(struck, world_size=world_size, hook=dies)
+    assert -signal.SIGKILL in attempt(struck, world_size=world_size, hook=killed_at(3))
     assert attempt(struck, world_size=world_size) == [0] * world_size, said(struck)
     assert differences(untouched, struck) == []
 
