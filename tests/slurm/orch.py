@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,14 @@ def processes_of(runs: Collection[str]) -> list[int]:
         if b"jobs" in command and command[-2].decode().rpartition("/")[2] in runs:
             found.append(int(pid))
     return found
+
+
+def signalled(pid: int, signum: signal.Signals) -> bool:
+    """Send a signal; whether the process was there."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signum)
+        return True
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +119,17 @@ class Orch:
         """Until attempt `number` has made a step of its own."""
         self.until(lambda: self.has_stepped(run_id, number), timeout_s, f"{run_id} made no step in attempt {number}")
 
+    @contextmanager
+    def standing(self, run_id: str, attempt: int) -> Iterator[list[int]]:
+        """From its first step of an attempt on the run stands still (SIGSTOP), so that it cannot end; its processes."""
+        self.wait_for_attempt(run_id, attempt)
+        found = [pid for pid in processes_of([run_id]) if signalled(pid, signal.SIGSTOP)]
+        try:
+            yield found
+        finally:
+            for pid in found:
+                signalled(pid, signal.SIGCONT)
+
     def gather(self, runs: Collection[str], attempt: int, timeout_s: float = 300.0) -> None:
         """Until all of them are at work in an attempt. Who is there first stands still (SIGSTOP), or it could end too soon."""
         waiting, held = set(runs), list[int]()
@@ -118,18 +137,14 @@ class Orch:
         def arrived() -> bool:
             for run in [run for run in waiting if self.has_stepped(run, attempt)]:
                 waiting.discard(run)
-                for pid in processes_of([run]):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGSTOP)
-                        held.append(pid)
+                held.extend(pid for pid in processes_of([run]) if signalled(pid, signal.SIGSTOP))
             return not waiting
 
         try:
             self.until(arrived, timeout_s, f"no step in attempt {attempt}", lambda: str(sorted(waiting)))
         finally:
             for pid in held:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
+                signalled(pid, signal.SIGCONT)
 
     def wait_for_state(self, what: str, states: Sequence[str], timeout_s: float = 90.0) -> dict[str, dict[str, Any]]:
         """Until every run of a sweep is in one of `states`, by `orch status`."""

@@ -243,9 +243,10 @@ def test_that_every_point_is_in_the_tracker_once_whatever_happened(orch: Orch, t
     run = start(orch, tmp_path, "tracked", steps=300, every=5)
     orch("sync")
     orch.cluster.evict(run["job"])
-    orch.wait_for_attempt(run["id"], 2)
-    orch("table", "tracked")
-    os.kill(read_attempts(orch.run_dir(run["id"]))[-1].pid, signal.SIGKILL)
+    with orch.standing(run["id"], 2) as processes:
+        orch("table", "tracked")
+        for pid in processes:
+            os.kill(pid, signal.SIGKILL)
     orch.wait_for_state("tracked", ["lost"])
     orch("sync")
     orch("resume", "tracked")
