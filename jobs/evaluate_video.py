@@ -60,6 +60,7 @@ class VideoEvaluation(Pieces):
             chunk=self.spec.chunk,
             device=self.group.device,
             keep=keep,
+            beat=self.watchdog.beat,
         )
 
     def counts(self) -> dict[str, float]:

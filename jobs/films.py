@@ -26,7 +26,8 @@ PHOTO_COLOURS = 192
 WHITE = 255
 """Number of the colour of gaps."""
 FILM_VIDEOS = 4
-"""More of them would make a large file."""
+FILM_FRAMES = 96
+"""More videos or frames would make a large file: of a longer video frames are left out, evenly."""
 SHEET_FRAMES = 8
 """Frames of a video on the contact sheet, evenly spaced, the first and the last included."""
 FRAME_MS = 100
@@ -60,6 +61,8 @@ class Film:
 
 def draw_film(films: Sequence[Film]) -> list[Image.Image]:
     """One picture with a palette per frame, of all videos below each other; these have as many frames, tiles and pixels."""
+    shown, length = _shown_frames(films[0], FILM_FRAMES), len(films[0].images_TSS3)
+    films = [_at(film, shown) for film in films]
     photos = [photo for film in films for photo in (film.images_TSS3, film.reconstruction_TSS3)]
     common = _common_colours(photos)
     rows = [np.concatenate([_padded(tile_THW) for tile_THW in _numbers(film, common)], axis=2) for film in films]
@@ -69,8 +72,8 @@ def draw_film(films: Sequence[Film]) -> list[Image.Image]:
     colours[PHOTO_COLOURS : PHOTO_COLOURS + MASK_COLOURS] = palette(MASK_COLOURS)
     names_HW = _inked(_lettered(films[0].tiles, films[0].tile_px, body_THW.shape[2]))
     frames = []
-    for number, body_HW in enumerate(body_THW):
-        caption = _lettered([f"frame {number} of {len(body_THW)}"], body_HW.shape[1], body_HW.shape[1])
+    for number, body_HW in zip(shown.tolist(), body_THW, strict=True):
+        caption = _lettered([f"frame {number} of {length}"], body_HW.shape[1], body_HW.shape[1])
         frame = Image.fromarray(np.concatenate([names_HW, body_HW, _inked(caption)]), mode="P")
         frame.putpalette(colours.tobytes())
         frames.append(frame)
@@ -81,13 +84,13 @@ def draw_sheet(films: Sequence[Film]) -> Image.Image:
     """Four (without true masks three) rows for each video, some of its frames from left to right; videos as in a film."""
     rows, colours = [], palette(MASK_COLOURS)
     for film in films:
-        shown = _shown_frames(film)
-        truth = [] if film.labels_TSS is None else [colours[_label_colour(film.labels_TSS[shown])]]
-        strips = [film.images_TSS3[shown], *truth, colours[_slot_colour(film.slots_TSS[shown])], film.reconstruction_TSS3[shown]]
+        film = _at(film, _shown_frames(film, SHEET_FRAMES))
+        truth = [] if film.labels_TSS is None else [colours[_label_colour(film.labels_TSS)]]
+        strips = [film.images_TSS3, *truth, colours[_slot_colour(film.slots_TSS)], film.reconstruction_TSS3]
         for name, strip_TSS3 in zip(film.tiles, strips, strict=True):
             row_HW3 = np.concatenate(list(_padded(_enlarged(strip_TSS3))), axis=1)
             rows.append(np.concatenate([_name(name, len(row_HW3)), row_HW3], axis=1))
-    numbers = [f"frame {number}" for number in _shown_frames(films[0])]
+    numbers = [f"frame {number}" for number in _shown_frames(films[0], SHEET_FRAMES)]
     head = _lettered(numbers, films[0].tile_px, rows[0].shape[1] - NAMES_PX, left=NAMES_PX)
     return Image.fromarray(np.concatenate([np.asarray(head.convert("RGB")), *rows]))
 
@@ -96,7 +99,7 @@ def save_sheet(films: Sequence[Film], path: Path) -> None:
     """Write a contact sheet (PNG), whole or absent; nothing when there are no videos."""
     if films:
         ends = CAPTION + np.cumsum([len(film.tiles) * film.tile_px for film in films])
-        text = f"{len(_shown_frames(films[0]))} of {len(films[0].images_TSS3)} frames"
+        text = f"{len(_shown_frames(films[0], SHEET_FRAMES))} of {len(films[0].images_TSS3)} frames"
         save_png(draw_sheet(films), path, Shown(text=text, ends=tuple(ends.tolist())))
 
 
@@ -107,13 +110,25 @@ def save_films(films: Sequence[Film], folder: Path) -> None:
     save_sheet(films, folder / "masks.png")
     filmed = films[:FILM_VIDEOS]
     ends = CAPTION + np.cumsum([film.tile_px for film in filmed])
-    says = Shown(text=f"{len(films[0].images_TSS3)} frames", ends=tuple(ends.tolist()))
-    save_gif(draw_film(filmed), folder / "masks.gif", says, frame_ms=FRAME_MS)
+    length, drawn = len(films[0].images_TSS3), draw_film(filmed)
+    text = f"{length} frames" if len(drawn) == length else f"{len(drawn)} of {length} frames"
+    says = Shown(text=text, ends=tuple(ends.tolist()))
+    save_gif(drawn, folder / "masks.gif", says, frame_ms=FRAME_MS)
 
 
-def _shown_frames(film: Film) -> npt.NDArray[np.int64]:
+def _shown_frames(film: Film, most: int) -> npt.NDArray[np.int64]:
     count = len(film.images_TSS3)
-    return np.unique(np.linspace(0, count - 1, min(count, SHEET_FRAMES)).round().astype(np.int64))
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+
+
+def _at(film: Film, frames: npt.NDArray[np.int64]) -> Film:
+    """The same video, of these frames alone."""
+    return Film(
+        images_TSS3=film.images_TSS3[frames],
+        labels_TSS=None if film.labels_TSS is None else film.labels_TSS[frames],
+        slots_TSS=film.slots_TSS[frames],
+        reconstruction_TSS3=film.reconstruction_TSS3[frames],
+    )
 
 
 def _label_colour(labels: UInt8) -> UInt8:

@@ -23,6 +23,10 @@ CHECKPOINT = "checkpoint"
 """Event: a valid checkpoint at this step is on disk."""
 END = "end"
 """Event: the run ended at this step; nothing follows."""
+START = "start"
+"""Event: the attempt begins its work. Its detail `steps` says how many there are in all, where only the job can know."""
+_HEAD_BYTES = 8192
+"""What `announced_steps` reads of a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,16 +164,37 @@ def read_journal(directory: Path) -> Journal:
     return Journal(attempts=tuple(attempt for attempt in found if attempt is not None))
 
 
+def _newest(directory: Path) -> Path | None:
+    """The newest attempt's file; raises OSError when the directory cannot be listed."""
+    name = max((name for name in os.listdir(directory) if name.endswith(".jsonl")), default=None)
+    return None if name is None else directory / name
+
+
+def announced_steps(directory: Path) -> int:
+    """How many steps the newest attempt has said that there are in all, reading only the file's head; 0 when it has not."""
+    try:
+        path = _newest(directory)
+        if path is None:
+            return 0
+        with open(path, "rb") as handle:
+            head = handle.read(_HEAD_BYTES)
+    except OSError:
+        return 0
+    found = [entry for line in head.split(b"\n")[1:-1] if (entry := _parse(line)) is not None and entry.event == START]
+    steps = found[0].detail.get("steps", 0) if found else 0
+    return steps if isinstance(steps, int) and steps > 0 else 0
+
+
 def last_entry(directory: Path) -> Entry | None:
     """The whole entry of the highest step of the newest attempt, reading only the file's tail (for progress).
 
     A checkpoint that was written behind training is noted after later steps: it is looked past.
     """
     try:
-        name = max((name for name in os.listdir(directory) if name.endswith(".jsonl")), default=None)
-        if name is None:
+        path = _newest(directory)
+        if path is None:
             return None
-        with open(directory / name, "rb") as handle:
+        with open(path, "rb") as handle:
             size = handle.seek(0, os.SEEK_END)
             handle.seek(max(0, size - 8192))
             tail = handle.read()

@@ -23,22 +23,24 @@ from jobs.data.video_store import VideoStore
 from jobs.distributed import Group, leave_together
 from jobs.gradients import step_gradients
 from jobs.inputs import Store, images_of, needed_run, open_samples
+from jobs.journal import START
 from jobs.optimizer import learning_rate, set_rate
 from jobs.protocols import label_set
 from jobs.samples import Samples
 from jobs.saving import Saver
 from jobs.scoring import Scored
 from jobs.scoring_parts import PartTruth, pooled_means, score_parts
-from jobs.scoring_video import NoiseSource, score_videos
+from jobs.scoring_video import NoiseName, NoiseSource, score_videos
 from jobs.spec import TrainSpec, WarmStartSpec
 from jobs.state import WEIGHTS, TrainState, loss_names
 from jobs.warm_start import read_weights, warm_start
 from jobs.watchdog import Watchdog
+from models.spec_video import VideoSlotsSpec
 from models.video_slots import VideoSlots
 
 log = logging.getLogger("jobs")
 
-VALIDATED: tuple[str, ...] = ("fg_ari", "video_fg_ari", "mse")
+VALIDATED: tuple[str, ...] = ("fg_ari", "video_fg_ari", "video_fg_ari_fixed", "mse")
 """Scores of the short look at held-out images or videos."""
 OF_PARTS = ("nmi", "fg_nmi")
 """Of part models."""
@@ -94,7 +96,7 @@ class Training:
         mine = (self.group.world_size, self.spec.runtime.threads)
         step = 0 if found is None else found.step
         self.run.journal.event(
-            step, "start", cpu=environment.cpu_model(), device=str(self.group.device), world_size=mine[0], threads=mine[1]
+            step, START, cpu=environment.cpu_model(), device=str(self.group.device), world_size=mine[0], threads=mine[1]
         )
         if found is not None and (found.world_size, found.threads) != mine:
             log.warning(
@@ -202,8 +204,11 @@ class Training:
         names = VALIDATED
         match self.store:
             case VideoStore() as store:
-                scored = self._look_at_videos(store)
+                scored = self._look_at_videos(store, "fresh", keep=look.panel_images)
                 means = scored.means()
+                if self._starts_from_noise():
+                    fixed = self._look_at_videos(store, "fixed", keep=0)
+                    means |= {"video_fg_ari_fixed": fixed.means()["video_fg_ari"]}
             case PartStore() as store:
                 scored, names = self._look_at_parts(store), OF_PARTS
                 means = pooled_means(scored.per_image)
@@ -219,8 +224,12 @@ class Training:
             films.save_sheet(scored.films, picture)
         self.watchdog.beat()
 
-    def _look_at_videos(self, store: VideoStore) -> Scored:
-        """Whole videos, every frame with noise of its own."""
+    def _starts_from_noise(self) -> bool:
+        """Whether a video model's slots would follow other noise otherwise."""
+        return isinstance(self.spec.model, VideoSlotsSpec) and self.spec.model.start != "learned"
+
+    def _look_at_videos(self, store: VideoStore, noise: NoiseName, *, keep: int) -> Scored:
+        """Whole videos; `noise` of their frames as an evaluation's."""
         look, videos = self.spec.validation, store.videos("test")
         model = self.state.model
         assert isinstance(model, VideoSlots)
@@ -229,12 +238,13 @@ class Training:
             model,
             videos,
             np.arange(min(look.images, videos.count)),
-            noise=NoiseSource("fresh", model.eval_noise_KD),
+            noise=NoiseSource(noise, model.eval_noise_KD),
             noise_seed=look.noise_seed,
             batch_size=self.spec.batch_size,
             chunk=frames,
             device=self.group.device,
-            keep=look.panel_images,
+            keep=keep,
+            beat=self.watchdog.beat,
         )
 
     def _look_at_parts(self, store: PartStore) -> Scored:

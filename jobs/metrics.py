@@ -79,7 +79,7 @@ SCORES: Mapping[str, str] = {
     "eval/keypoint_error": "distance of keypoints from a linear map of part centres, in percent of the object's box or the image",
     "eval/landmark_nme": "distance of landmarks from a map of standardised part centres, in percent of the distance of the eyes",
 }
-"""Scores of an evaluation: each is a mean over noise seeds and has a `_noise_sd` companion."""
+"""Scores of an evaluation: each is a mean over noise seeds and has, with several, a `_noise_sd` companion."""
 
 METRICS: Mapping[str, Mapping[str, str]] = {
     "count": {"count/value": "the counting job's state, a chain of hashes over its steps, modulo 1 000 003"},
@@ -118,6 +118,7 @@ METRICS: Mapping[str, Mapping[str, str]] = {
         "train/grad_norm": "global gradient norm before clipping",
         "valid/fg_ari": "fg_ari on the validation images",
         "valid/video_fg_ari": "fg_ari over all frames of a video at once, mean over the validation videos",
+        "valid/video_fg_ari_fixed": "the same with the checkpoint's noise for every frame, of video models that start from noise",
         "valid/nmi": "normalised mutual information of parts over all pixels of the validation images at once",
         "valid/fg_nmi": "valid/nmi over the pixels of true parts",
         "valid/mse": "mean squared reconstruction error on the validation images",

@@ -22,6 +22,7 @@ from jobs.attempt import Finished, Run, Superseded
 from jobs.contract import write_atomically
 from jobs.data.sampler import share
 from jobs.distributed import Group, leave_together
+from jobs.journal import START
 from jobs.scoring import Scored, mean_scores
 from jobs.spec import EvaluateSpec, TrainSpec
 from jobs.watchdog import Watchdog
@@ -81,13 +82,14 @@ class Progress:
 
 
 def summarise(per_seed: dict[str, dict[str, float]]) -> dict[str, float]:
-    """noise seed -> score -> mean over images: the mean over seeds, and their sd as `<score>_noise_sd`."""
+    """noise seed -> score -> mean over images: the mean over seeds, and of several their sd as `<score>_noise_sd`."""
     values: dict[str, float] = {}
     for name in next(iter(per_seed.values())):
         found = [scores[name] for scores in per_seed.values() if not math.isnan(scores[name])]
         if found:
             values[f"eval/{name}"] = statistics.fmean(found)
-            values[f"eval/{name}_noise_sd"] = statistics.stdev(found) if len(found) > 1 else 0.0
+        if len(found) > 1:
+            values[f"eval/{name}_noise_sd"] = statistics.stdev(found)
     return values
 
 
@@ -162,8 +164,12 @@ class Pieces(ABC):
     def restore(self) -> int:
         """Pieces that are done already, on every rank."""
         done = 0
-        if self.run.is_main and (restored := self.run.restore_point()) is not None:
-            self.progress, done = Progress.load(restored.path), restored.step
+        if self.run.is_main:
+            if (restored := self.run.restore_point()) is not None:
+                self.progress, done = Progress.load(restored.path), restored.step
+            assert self.run.journal is not None
+            self.run.journal.event(done, START, steps=len(self.pieces()))
+            self.run.journal.flush()
         return self.group.tell_number(done)
 
     def steps(self, done: int) -> None:

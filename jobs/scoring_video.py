@@ -143,10 +143,12 @@ def score_videos(
     chunk: int,
     device: torch.device,
     keep: int = 0,
+    beat: Callable[[], None] = lambda: None,
 ) -> Scored:
     """Score `model` in fp32 on every frame of the videos with the numbers `chosen_N` (maybe none), in that order.
 
     `batch_size` videos at a time go through the model, `chunk` frames of each. Of the first `keep` videos a film is kept.
+    `beat` is called before each chunk.
     """
     frames = videos.video_frames
     found: dict[str, list[Tensor]] = {}
@@ -157,6 +159,7 @@ def score_videos(
         wanted = min(keep - len(films), len(videos_B))
         chunks, state = _Chunks(), None
         for first in range(0, frames, chunk):
+            beat()
             part = slice(first, first + chunk)
             images_BTSS3 = torch.from_numpy(batch.images_BTSS3[:, part]).to(device)
             labels_BTSS = None if batch.labels_BTSS is None else torch.from_numpy(batch.labels_BTSS[:, part]).to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -37,7 +37,7 @@ class Recurrence(Spec):
     detach_every: int = Field(default=1, ge=0)
     """Every n-th frame of a clip takes the slots without their gradient: 1 is each (V3), 0 none, full BPTT (V2)."""
     num_iterations: int = Field(default=3, ge=1)
-    """Iterations of slot attention on every frame after a clip's first."""
+    """Iterations of slot attention on every frame after a clip's first; where nothing is said, as many as on that one."""
     predictor: PredictorSpec | None = None
     """Between frames; `null`: slots start as they ended."""
 
@@ -70,6 +70,19 @@ class VideoSlotsSpec(Spec):
     """Drawn for every frame, once for a clip (V1b), or never: `eval_noise_KD` of the checkpoint, in training too."""
     recurrence: Recurrence | None = None
     """`null`: every frame starts anew."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _iterations_as_on_the_first_frame(cls, found: Any) -> Any:
+        if not isinstance(found, dict) or "num_iterations" not in found:
+            return found
+        match found.get("recurrence"):
+            case dict() as told:
+                return found | {"recurrence": {"num_iterations": found["num_iterations"]} | told}
+            case Recurrence() as told if "num_iterations" not in told.model_fields_set:
+                return found | {"recurrence": told.model_copy(update={"num_iterations": found["num_iterations"]})}
+            case _:
+                return found
 
     @model_validator(mode="after")
     def _coupled_keys_agree(self) -> VideoSlotsSpec:

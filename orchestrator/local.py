@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from jobs.contract import Status, read_outcome
-from jobs.journal import last_entry
+from jobs.journal import announced_steps, last_entry
 from orchestrator.apply import newest_attempt
 from orchestrator.batches import waits_for
 from orchestrator.decide import outcome_reason, state_of
@@ -182,14 +182,15 @@ class LocalRunner:
     def _progress(self) -> list[Progress]:
         found: list[Progress] = []
         for run, process in self._running.items():
-            entry = last_entry(self.root.run_dir(run).journals)
+            journals = self.root.run_dir(run).journals
+            entry = last_entry(journals)
             loss = None if entry is None else entry.metrics.get("train/loss")
             found.append(
                 Progress(
                     run=run,
                     kind=process.record.kind,
                     step=0 if entry is None else entry.step,
-                    steps=process.record.steps,
+                    steps=process.record.steps or announced_steps(journals),
                     loss=loss,
                     elapsed_s=time.monotonic() - process.started,
                 )

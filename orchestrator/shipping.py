@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobs.contract import read_attempts, read_outcome
-from jobs.journal import last_entry
+from jobs.journal import announced_steps, last_entry
 from orchestrator.errors import TrackerError
 from orchestrator.lifecycle import RunState
 from orchestrator.records import RunRecord
@@ -33,9 +33,9 @@ def run_facts(root: Root, record: RunRecord) -> RunFacts:
     run_dir, spec = root.run_dir(record.id), _spec(root, record.id)
     outcome = read_outcome(run_dir)
     progress = None
-    if record.state is RunState.RUNNING and record.steps:
+    if record.state is RunState.RUNNING and (steps := record.steps or announced_steps(run_dir.journals)):
         entry = last_entry(run_dir.journals)
-        progress = None if entry is None else min(1.0, entry.step / record.steps)
+        progress = None if entry is None else min(1.0, entry.step / steps)
     return RunFacts(
         run_id=record.id,
         kind=record.kind,

@@ -67,7 +67,7 @@ class ClipFrames:
             images = read_frames(clip.media, wanted.tolist())
             images_BSS3[rows] = np.stack([square(image, side, Image.Resampling.BICUBIC) for image in images])[place]
             if labels_BSS is not None and self.masks is not None:
-                masks = read_masks(self.masks / clip.scene.clip, wanted.tolist())
+                masks = read_masks(self.masks / clip.scene.clip, wanted.tolist(), media=clip.media)
                 _check_masks(clip, masks, images, self.masks)
                 labels_BSS[rows] = np.stack([square(mask, side, Image.Resampling.NEAREST) for mask in masks])[place]
             named = named_objects(clip.scene.actions)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,36 @@ def media_names(folder: Path) -> Mapping[str, Path]:
 
 
 def frame_files(folder: Path) -> tuple[Path, ...]:
-    """The frames in a folder, by name. Raises DataError when it cannot be listed."""
-    return tuple(sorted(path for path in list_folder(folder) if path.suffix.lower() in FRAME_SUFFIXES))
+    """The frames in a folder, by name, numbers in it by their value. Raises DataError when it cannot be listed."""
+    return tuple(sorted((path for path in list_folder(folder) if path.suffix.lower() in FRAME_SUFFIXES), key=_by_number))
+
+
+def _by_number(path: Path) -> tuple[list[tuple[int, str]], str]:
+    """`frame_2` before `frame_10`."""
+    parts = re.split(r"(\d+)", path.stem)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts], path.name
+
+
+def check_pairs(masks: Sequence[Path], frames: Sequence[Path] | None, wanted: Sequence[int]) -> None:
+    """Raise DataError unless the wanted masks are called as their frames, or by consecutive numbers where frames have no names.
+
+    `masks` and `frames`: all files of a clip, in order.
+    """
+    numbers = [int(found.group()) if (found := re.search(r"\d+(?=\D*$)", mask.stem)) else None for mask in masks]
+    for frame in wanted:
+        mask, first = masks[frame], numbers[0]
+        if frames is not None:
+            fits, expected = mask.stem == frames[frame].stem, f"the name of its frame, {frames[frame].stem}"
+        else:
+            fits = first is None or numbers[frame] == first + frame
+            expected = "" if first is None else f"number {first + frame}: consecutive numbers, one for each frame of the video"
+        if not fits:
+            raise DataError(
+                f"mask {mask.name} stands where that of frame {frame} should",
+                place=Place(file=str(mask.parent)),
+                expected=expected,
+                hint="a mask is missing, or one is too many",
+            )
 
 
 def list_folder(path: Path) -> list[Path]:

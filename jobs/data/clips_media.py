@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from jobs.data.clips_actions import FRAMES
-from jobs.data.clips_files import frame_files
+from jobs.data.clips_files import check_pairs, frame_files
 from jobs.data.errors import DataError, Place
 
 UInt8 = npt.NDArray[np.uint8]
@@ -36,19 +36,29 @@ def read_frames(path: Path, wanted: Sequence[int]) -> list[UInt8]:
     Raises:
         DataError: missing, unreadable, no picture in it, or fewer than 34 frames.
     """
-    return _from_video(path, wanted) if path.suffix else [open_image(file, "RGB") for file in _chosen(path, wanted)]
+    return _from_video(path, wanted) if path.suffix else _images(_listed(path), wanted, "RGB")
 
 
-def read_masks(path: Path, wanted: Sequence[int]) -> list[UInt8]:
-    """Masks [H, W] from a folder of 8-bit images, as `read_frames`."""
-    return [open_image(file, "L") for file in _chosen(path, wanted)]
+def read_masks(path: Path, wanted: Sequence[int], *, media: Path) -> list[UInt8]:
+    """Masks [H, W] from a folder of 8-bit images that belong to the frames of `media`, as `read_frames`.
+
+    Raises:
+        DataError: also when masks and frames do not go together by their names.
+    """
+    masks = _listed(path)
+    check_pairs(masks, None if media.suffix else _listed(media), wanted)
+    return _images(masks, wanted, "L")
 
 
-def _chosen(folder: Path, wanted: Sequence[int]) -> list[Path]:
+def _listed(folder: Path) -> tuple[Path, ...]:
     files = frame_files(folder)
     if len(files) < FRAMES:
         raise _too_few(folder, len(files))
-    return [files[frame] for frame in wanted]
+    return files
+
+
+def _images(files: Sequence[Path], wanted: Sequence[int], mode: Literal["RGB", "L"]) -> list[UInt8]:
+    return [open_image(files[frame], mode) for frame in wanted]
 
 
 def open_image(path: Path, mode: Literal["RGB", "L"]) -> UInt8:

@@ -77,8 +77,8 @@ class VideoFiles:
             path, masks = self.media[video], None
             images = read_frames(path, wanted, video_frames=self.video_frames)
             if self.masks is not None:
-                path = self.masks[video]
-                masks = read_masks(path, wanted, video_frames=self.video_frames)
+                media, path = path, self.masks[video]
+                masks = read_masks(path, wanted, media=media, video_frames=self.video_frames)
             place = Place(file=str(path))
             images_BTSS3[row], labels_TSS = fitted(images, masks, side=side, max_objects=self.spec.max_objects, place=place)
             if labels_BTSS is not None and labels_TSS is not None:

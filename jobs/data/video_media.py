@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from jobs.data.clips import square
-from jobs.data.clips_files import frame_files
+from jobs.data.clips_files import check_pairs, frame_files
 from jobs.data.clips_media import decode_packets, open_image
 from jobs.data.errors import DataError, Place
 
@@ -32,13 +32,20 @@ def read_frames(path: Path, wanted: Sequence[int], *, video_frames: int) -> list
     if not path.exists():
         raise DataError("no such file or folder", place=Place(file=str(path)), hint="copy the video again")
     if path.is_dir():
-        return [open_image(file, "RGB") for file in _chosen(path, wanted, video_frames)]
+        files = _files(path, video_frames)
+        return [open_image(files[frame], "RGB") for frame in wanted]
     return _from_video(path, wanted, video_frames)
 
 
-def read_masks(folder: Path, wanted: Sequence[int], *, video_frames: int) -> list[UInt8]:
-    """Masks [H, W] from a folder of 8-bit grey images, as `read_frames`."""
-    return [open_image(file, "L") for file in _chosen(folder, wanted, video_frames)]
+def read_masks(folder: Path, wanted: Sequence[int], *, media: Path, video_frames: int) -> list[UInt8]:
+    """Masks [H, W] from a folder of 8-bit grey images that belong to the frames of `media`, as `read_frames`.
+
+    Raises:
+        DataError: also when masks and frames do not go together by their names.
+    """
+    masks = _files(folder, video_frames)
+    check_pairs(masks, _files(media, video_frames) if media.is_dir() else None, wanted)
+    return [open_image(masks[frame], "L") for frame in wanted]
 
 
 def fitted(
@@ -83,11 +90,11 @@ def _listed(sizes: set[tuple[int, ...]]) -> str:
     return ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
 
 
-def _chosen(folder: Path, wanted: Sequence[int], video_frames: int) -> list[Path]:
+def _files(folder: Path, video_frames: int) -> tuple[Path, ...]:
     files = frame_files(folder)
     if len(files) < video_frames:
         raise too_few(Place(file=str(folder)), found=len(files), video_frames=video_frames)
-    return [files[frame] for frame in wanted]
+    return files
 
 
 def _from_video(path: Path, wanted: Sequence[int], video_frames: int) -> list[UInt8]:

@@ -28,12 +28,14 @@ LOOKED_AT = 200
 
 def progress_of(desk: Desk, record: RunRecord) -> str:
     """`63 %` of a running run, from its journal's last line."""
-    from jobs.journal import last_entry
+    from jobs.journal import announced_steps, last_entry
 
-    entry = last_entry(desk.root.run_dir(record.id).journals)
+    journals = desk.root.run_dir(record.id).journals
+    entry = last_entry(journals)
     if entry is None:
         return "starting"
-    return f"step {entry.step}" + (f" of {record.steps} ({100 * entry.step // record.steps} %)" if record.steps else "")
+    steps = record.steps or announced_steps(journals)
+    return f"step {entry.step}" + (f" of {steps} ({100 * entry.step // steps} %)" if steps else "")
 
 
 def counts_line(counts: Mapping[RunState, int]) -> str:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.checkpoint import MANIFEST, Checkpoint, CheckpointStore, Saved
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL, but for what `finally` does; a real kill is tested on processes."""
+from jobs.contract import fsync_directory
+from tests.chaos.mischief import ERRORS, acting, lines_of, struck
+from tests.deaths import dies_at, every_line
 
 
 def store_in(path: Path, *, config: str = "run", keep: int = 2) -> CheckpointStore:
@@ -52,46 +51,49 @@ def test_that_the_newest_is_found_with_its_facts(tmp_path: Path) -> None:
     assert store.newest() == (Checkpoint(step=12, path=path, world_size=2, threads=1), [])
 
 
-DEATHS = ["os.rename", "json.dump", "jobs.checkpoint.fsync_directory", "jobs.checkpoint.sha256", "os.fsync", "pathlib.Path.mkdir"]
+SAVING = (CheckpointStore.save, CheckpointStore._prune, CheckpointStore.newest, fsync_directory)
 
 
-@pytest.mark.parametrize("clean_up", [True, False])
-@pytest.mark.parametrize("call", range(4))
-@pytest.mark.parametrize("victim", DEATHS)
-def test_that_a_death_at_any_line_leaves_the_newest_valid_one(
-    victim: str, call: int, clean_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`clean_up` False: not even the `finally` of the save ran."""
-    store = store_in(tmp_path)
-    save(store, 1)
-    name = victim.rpartition(".")[2]
-    original: Callable[..., Any] = {
-        "rename": os.rename, "dump": json.dump, "fsync": os.fsync, "mkdir": Path.mkdir,
-    }.get(name) or getattr(__import__("jobs.checkpoint", fromlist=[name]), name)  # fmt: skip
-    calls = iter(range(1000))
+def deaths(act: str, folder: Path) -> int:
+    """Saves step 2 beside step 1, and dies so at every line on the way; at how many of them it did. Each time the next save is
+    that of a living process, and finds what it needs."""
+    died = 0
+    for number, (function, line) in enumerate(every_line(*SAVING)):
+        store = store_in(folder / f"{number}")
+        save(store, 1)
+        died += dies_at(function, line, lambda store=store: save(store, 2), act=act)
+        renamed = (store.directory / "step-0000000002").exists()
+        assert newest_step(store) == (2 if renamed else 1), f"{function.__qualname__}, line {line}"
+        store.clear_leftovers()
+        save(store, 3)
+        assert newest_step(store) == 3
+        assert not [name for name in names(store) if not name.startswith("step-")]
+    return died
 
-    def die(*arguments: Any, **named: Any) -> Any:
-        if next(calls) == call:
-            raise Killed
-        return original(*arguments, **named)
 
-    done = False
-    with monkeypatch.context() as patch:
-        patch.setattr(victim, die)
-        if not clean_up:
-            patch.setattr("shutil.rmtree", lambda *_, **__: None)
-        try:
+def test_that_a_death_at_any_line_leaves_the_newest_valid_one(tmp_path: Path) -> None:
+    assert deaths("kill", tmp_path) > 30
+
+
+def test_that_a_power_cut_at_any_line_leaves_the_newest_valid_one(tmp_path: Path) -> None:
+    """What was not fsynced is lost."""
+    assert deaths("power", tmp_path) > 30
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_that_an_error_of_the_disk_at_any_line_leaves_the_newest_valid_one(error: str, tmp_path: Path) -> None:
+    failed = 0
+    for number, line in enumerate(lines_of(CheckpointStore.save)):
+        store = store_in(tmp_path / f"{number}")
+        save(store, 1)
+        with struck(CheckpointStore.save, line, acting(error)), contextlib.suppress(OSError):
             save(store, 2)
-            done = True
-        except Killed:
-            pass
-    renamed = (store.directory / "step-0000000002").exists()
-    assert newest_step(store) == (2 if renamed else 1)
-    assert renamed or not done
-    store.clear_leftovers()
-    save(store, 3)
-    assert newest_step(store) == 3
-    assert not [name for name in names(store) if not name.startswith("step-")]
+            failed -= 1
+        failed += 1
+        assert newest_step(store) == (2 if (store.directory / "step-0000000002").exists() else 1), f"line {line}"
+        save(store, 3)
+        assert newest_step(store) == 3
+    assert failed > 20
 
 
 def spoil_flip(folder: Path) -> None:

@@ -19,6 +19,7 @@ from jobs import evaluate_video as job
 from jobs import forks, preemption
 from jobs.contract import ExitCode, RunDir
 from jobs.films import NAMES_PX
+from jobs.journal import announced_steps
 from jobs.metrics import METRICS
 from jobs.needs import check_needs
 from jobs.panels import CAPTION
@@ -109,6 +110,7 @@ def test_that_a_video_model_is_scored_over_time_and_filmed(whole: RunDir) -> Non
     assert found["values"]["eval/videos"] == VIDEOS
     assert found["values"]["eval/videos_without_objects"] == 0
     assert found["values"]["eval/mse_noise_sd"] > 0
+    assert announced_steps(whole.journals) == outcome_of(whole).step > 0
     with Image.open(whole.artifacts / "masks.gif") as film:
         assert film.n_frames == FRAMES
     with Image.open(whole.artifacts / "masks.png") as sheet:

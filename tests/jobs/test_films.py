@@ -47,6 +47,21 @@ def test_that_a_film_has_every_frame_also_when_nothing_moves(tmp_path: Path, sti
     assert sorted(path.name for path in tmp_path.iterdir()) == ["masks.gif", "masks.png"]
 
 
+def test_that_frames_of_a_long_video_are_left_out_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.films.FILM_FRAMES", 4)
+    save_films([film(frames=10)], tmp_path)
+    with Image.open(tmp_path / "masks.gif") as opened:
+        assert opened.n_frames == 4
+        found = says(opened)
+        assert found is not None
+        assert found.text == "4 of 10 frames"
+    drawn, whole = draw_film([film(frames=10)]), film(frames=10)
+    monkeypatch.undo()
+    every = draw_film([whole])
+    shown = [inked(one)[-CAPTION:].tobytes() for one in every]
+    assert [shown.index(inked(one)[-CAPTION:].tobytes()) for one in drawn] == [0, 3, 6, 9]
+
+
 def test_that_a_slot_has_its_colour_in_every_frame_of_the_file(tmp_path: Path) -> None:
     one = film()
     save_films([one], tmp_path)

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from jobs.journal import (
     CHECKPOINT,
     END,
+    START,
     AttemptJournal,
     Entry,
     Journal,
     JournalWriter,
+    announced_steps,
     last_entry,
     read_attempt,
     read_journal,
@@ -163,3 +165,13 @@ def test_that_nonsense_lines_are_left_out(tmp_path: Path) -> None:
     assert [(entry.step, dict(entry.metrics)) for entry in attempt.entries] == [(2, {"a": 1.0})]
     assert read_journal(tmp_path / "missing").attempts == ()
     assert last_entry(tmp_path / "missing") is None
+    assert announced_steps(tmp_path / "missing") == 0
+
+
+def test_that_the_newest_attempt_announces_its_steps(tmp_path: Path) -> None:
+    for attempt, more in ((1, {"steps": 7}), (2, {"steps": 9}), (3, {}), (4, {"steps": "many"})):
+        writer = JournalWriter(tmp_path, attempt=attempt, restored_step=0)
+        assert announced_steps(tmp_path) == 0, "its head alone says nothing"
+        writer.event(0, START, cpu="x", **more)
+        writer.close()
+        assert announced_steps(tmp_path) == {1: 7, 2: 9}.get(attempt, 0)

@@ -73,6 +73,15 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def test_that_later_frames_have_the_first_ones_iterations_unless_said_otherwise() -> None:
+    for told in ({"detach_every": 1}, Recurrence(detach_every=1)):
+        spec = VideoSlotsSpec.model_validate({"num_iterations": 2, "recurrence": told})
+        assert spec.recurrence == Recurrence(detach_every=1, num_iterations=2)
+    spec = VideoSlotsSpec.model_validate({"num_iterations": 2, "recurrence": {"num_iterations": 1}})
+    assert spec.recurrence == Recurrence(num_iterations=1)
+    assert VideoSlotsSpec(recurrence=Recurrence()).recurrence == Recurrence(num_iterations=3)
+
+
 def test_that_the_base_model_has_the_sheets_sizes() -> None:
     model = built(VideoSlotsSpec(resolution=128))
     assert parameters(model.encoder.convs) + parameters(model.encoder.positions) == 312_576

@@ -256,6 +256,13 @@ def test_that_masks_must_fit_frames_and_objects(folder: Path) -> None:
         frames.read(np.array([3]))
 
 
+def test_that_masks_belong_to_the_frames_of_their_numbers(folder: Path) -> None:
+    masks = folder / "masks" / FIRST
+    (masks / "0003.png").rename(masks / "0034.png")
+    with pytest.raises(DataError, match=r"mask 0004.png stands where that of frame 3 should"):
+        open_clips(spec(folder)).train.read(np.array([3]))
+
+
 def test_that_the_content_hash_knows_lists_scenes_and_videos_but_not_the_place(folder: Path, tmp_path: Path) -> None:
     hashes = [clips_content_hash(folder)]
     moved = folder.rename(tmp_path / "moved")

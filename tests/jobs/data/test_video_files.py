@@ -155,6 +155,15 @@ def test_that_videos_without_masks_are_welcome(folder: Path) -> None:
     assert videos.read(np.array([0]), np.array([[0]])).labels_BTSS is None
 
 
+def test_that_frames_are_in_the_order_of_their_numbers(folder: Path, toy: tuple[np.ndarray, np.ndarray]) -> None:
+    for place in (folder / "train/images/v1", folder / "train/masks/v1"):
+        for path in place.iterdir():
+            path.rename(path.with_name(f"frame_{int(path.stem)}.png"))
+    batch = open_videos(spec(folder)).train.read(np.array([1]), np.array([[1, 2, 10, 20]]))
+    assert np.array_equal(batch.images_BTSS3[0], toy[0][1, [1, 2, 10, 20]])
+    assert np.array_equal(np.asarray(batch.labels_BTSS)[0], toy[1][1, [1, 2, 10, 20]])
+
+
 def test_that_a_longer_video_is_cut_off(folder: Path) -> None:
     videos = open_videos(spec(folder, video_frames=10)).train
     videos.read(np.array([0, 1]), np.array([[9], [9]]))
@@ -190,6 +199,15 @@ def short_folder(folder: Path) -> None:
 
 def short_masks(folder: Path) -> None:
     (folder / "train/masks/v0/0011.png").unlink()
+
+
+def shifted_masks(folder: Path) -> None:
+    """One is missing, and another behind the end makes up the number."""
+    (folder / "train/masks/v1/0011.png").rename(folder / "train/masks/v1/0030.png")
+
+
+def shifted_masks_of_a_file(folder: Path) -> None:
+    (folder / "train/masks/v0/0011.png").rename(folder / "train/masks/v0/0030.png")
 
 
 def missing_masks(folder: Path) -> None:
@@ -230,6 +248,11 @@ def broken_image(folder: Path) -> None:
         (cut_off, "v0.mkv: (holds [0-9]+ frames|cannot be decoded|frame [0-9]+)"),
         (short_folder, r"images/v1: holds 29 frames\n.*at least 30 \(data.video_frames\)\n.*shortest video"),
         (short_masks, "masks/v0: holds 29 frames"),
+        (
+            shifted_masks,
+            r"masks/v1: mask 0012.png stands where that of frame 11 should\n.*the name of its frame, 0011\n.*missing",
+        ),
+        (shifted_masks_of_a_file, r"masks/v0: mask 0012.png stands where that of frame 11 should\n.*number 11: consecutive"),
         (missing_masks, r"train/masks: no masks of v0 \(1 of 2 videos have none\)"),
         (other_size, "v1: frames differ in size: 64 x 48, 64 x 64 pixels"),
         (other_mask_size, "masks/v1: masks are 32 x 64 pixels, frames 64 x 64"),
