@@ -42,7 +42,7 @@ log = logging.getLogger("jobs")
 
 VALIDATED: tuple[str, ...] = ("fg_ari", "video_fg_ari", "video_fg_ari_fixed", "mse")
 """Scores of the short look at held-out images or videos."""
-OF_PARTS = ("nmi", "fg_nmi")
+OF_PARTS = ("nmi", "fg_nmi", "nmi_hard", "fg_nmi_hard")
 """Of part models."""
 CLIP_STRIDE = 13
 """Of clips the short look sees every 13th frame: neighbours resemble each other, and 13 visits all places of a clip's 34."""

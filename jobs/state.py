@@ -17,7 +17,7 @@ from jobs.randomness import derived_seed
 from jobs.spec import TrainSpec
 from models.build import build_model, build_objective
 from models.objectives import Objective
-from models.part_objective import BY_IMAGE
+from models.part_objective import BY_IMAGE, ENERGY
 from models.part_slots import PartSlots
 from models.semantic import LanguageSizes
 from models.slot_model import SlotModel
@@ -51,6 +51,8 @@ def loss_parts(spec: TrainSpec) -> tuple[str, ...]:
     parts: tuple[str, ...] = PARTS[spec.objective.kind]
     if isinstance(spec.objective, SemanticObjective | VideoObjective | PartsObjective):
         parts = tuple(name for name in parts if getattr(spec.objective, name) > 0)
+    if isinstance(spec.objective, PartsObjective) and spec.objective.semantic > 0:
+        parts = (*parts, ENERGY)
     return parts + (GATE_PARTS if gated else ())
 
 

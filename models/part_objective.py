@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from models.feature_net import Layer
 from models.objectives import ImageTerms, Objective, SlotTerms
+from models.part_slots import masks_at
 from models.part_terms import (
+    background_error,
     concentration,
     equivariance,
     landmark_error,
@@ -28,8 +30,13 @@ from models.spec_parts import PartsObjective
 
 LAYER_WEIGHTS: dict[Layer, float] = {"relu3_2": 0.33, "relu5_4": 1.0}
 """Of compactness and contrast, which use both (Choudhury et al., scops_slots.md 3); the semantic term uses the last alone."""
-BY_IMAGE = ("semantic", "concentration", "equivariance", "landmarks", "orthonormality", "compactness", "colour_variance")
+BY_IMAGE = (
+    *("semantic", "concentration", "equivariance", "landmarks", "orthonormality", "compactness", "colour_variance"),
+    "background",
+)
 """The terms of single images, in the order in which they are logged."""
+ENERGY = "semantic_energy"
+"""Logged beside the semantic term: what that is of parts that explain nothing."""
 
 
 def feature_layers(spec: PartsObjective) -> tuple[Layer, ...]:
@@ -70,7 +77,8 @@ class PartsLoss(Objective):
             parts = self._parts(output, inputs)
         if not parts:
             return None
-        total_B = torch.stack([getattr(self.spec, name) * part_B for name, part_B in parts.items()]).sum(dim=0)
+        weighted = [getattr(self.spec, name) * part_B for name, part_B in parts.items() if name != ENERGY]
+        total_B = torch.stack(weighted).sum(dim=0)
         return ImageTerms(total_B=total_B, parts=parts)
 
     def pooled_rows(self, output: PartOutput, inputs: PartInputs) -> Float[Tensor, "B P E"]:
@@ -108,7 +116,7 @@ class PartsLoss(Objective):
         spec, parts = self.spec, dict[str, Tensor]()
         masks_BPHW = output.masks_BKHW[:, 1:]
         if spec.semantic:
-            parts["semantic"] = semantic_error(
+            parts["semantic"], parts[ENERGY] = semantic_error(
                 output.masks_BKHW if spec.background_row else masks_BPHW,
                 self._basis(),
                 self._features(inputs)[-1],
@@ -130,6 +138,10 @@ class PartsLoss(Objective):
                 ).sum(dim=0)
             if spec.colour_variance:
                 parts["colour_variance"] = within_part_variance(seen_BPHW, inputs.images_B3HW.float())
+        if spec.background:
+            foreground_BHW = self._foreground(inputs)
+            assert foreground_BHW is not None  # PartsObjective.problems
+            parts["background"] = background_error(output.masks_BKHW[:, 0], foreground_BHW)
         return parts
 
     def _second_view(self, output: PartOutput, inputs: PartInputs) -> dict[str, Tensor]:
@@ -163,10 +175,14 @@ class PartsLoss(Objective):
         return inputs.foreground_BHW.float()
 
     def _seen(self, output: PartOutput, inputs: PartInputs) -> Tensor:
-        """Masks of the parts on the foreground [B,P,H,W]."""
+        """How the parts share the foreground among themselves [B,P,H,W]: they sum to it.
+
+        With the background among them, pixels of the object that it takes would cost nothing, and it would take all.
+        """
         foreground_BHW = self._foreground(inputs)
-        masks_BPHW = output.masks_BKHW[:, 1:]
-        return masks_BPHW if foreground_BHW is None else masks_BPHW * foreground_BHW[:, None]
+        assert foreground_BHW is not None  # PartsObjective.problems
+        size = output.masks_BKHW.shape[2:]
+        return masks_at(output.logits_BKhw[:, 1:], (size[0], size[1])) * foreground_BHW[:, None]
 
 
 def build_parts_objective(spec: PartsObjective, *, num_parts: int, generator: torch.Generator) -> PartsLoss:

@@ -8,6 +8,8 @@ feature layer, f x f its grid, r x r the grid on which features are compared, h 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -20,6 +22,16 @@ MASK_FLOOR = 1e-3
 """Added to a mask before its centre is taken, so that an empty part has one: the image's (SCOPS)."""
 MASS_EPS = 1e-6
 """Added to what a part covers, in places, before it divides."""
+MASK_EPS = 1e-6
+"""How near to 0 and 1 the background's mask counts."""
+
+
+class Explained(NamedTuple):
+    """How far masks and basis are from the features; float32."""
+
+    error_B: Float[Tensor, " B"]
+    energy_B: Float[Tensor, " B"]
+    """What the error is of masks that explain nothing."""
 
 
 def semantic_error(
@@ -29,7 +41,7 @@ def semantic_error(
     foreground_BHW: Float[Tensor, "B H W"] | None,
     *,
     resolution: int,
-) -> Float[Tensor, " B"]:
+) -> Explained:
     """Mean over channels and places of (sum over rows of mask * basis - features * foreground)^2 on a grid of side `resolution`.
 
     Masks and foreground (1 without) are averaged over the grid's areas, features resized (bilinear, align_corners=True). Neither
@@ -49,8 +61,8 @@ def semantic_error(
     pulled_BRff = resize_rf.T @ seen_BRrr @ resize_rf
     crossed_B = ((pulled_BRff.flatten(2) @ features64_BCff.flatten(2).transpose(1, 2)) * basis64_RC).sum(dim=(1, 2))
     energy_B = _resized_energy(features64_BCff, resize_rf, foreground_B1rr)
-    error_B: Tensor = (predicted_B - 2 * crossed_B + energy_B) / (basis_RC.shape[1] * resolution**2)
-    return error_B.float()
+    terms = basis_RC.shape[1] * resolution**2
+    return Explained(((predicted_B - 2 * crossed_B + energy_B) / terms).float(), (energy_B / terms).float())
 
 
 def orthonormality(basis_RC: Float[Tensor, "R C"]) -> Float[Tensor, ""]:
@@ -94,7 +106,7 @@ def landmark_error(warped_logits_BKhw: Float[Tensor, "B K h w"], target_BKHW: Fl
 
 
 def within_part_variance(masks_BPHW: Float[Tensor, "B P H W"], features_BCff: Float[Tensor, "B C f f"]) -> Float[Tensor, " B"]:
-    """Squared distance of a feature to its part's mean, averaged over parts by what they cover, and over channels.
+    """Squared distance of a feature to its part's mean, averaged over parts by what they cover.
 
     Masks (times the foreground, where only that counts) are averaged over the areas of the features' grid. An image whose parts
     cover nothing has 0.
@@ -106,7 +118,14 @@ def within_part_variance(masks_BPHW: Float[Tensor, "B P H W"], features_BCff: Fl
     sums_BPC = weight_BPn @ centred_BCn.transpose(1, 2)
     second_B = (weight_BPn.sum(dim=1) * centred_BCn.square().sum(dim=1)).sum(dim=1)
     between_B = (sums_BPC.square().sum(dim=2) / (mass_BP + MASS_EPS)).sum(dim=1)
-    return (second_B - between_B) / (features_BCff.shape[1] * (mass_BP.sum(dim=1) + MASS_EPS))
+    return (second_B - between_B) / (mass_BP.sum(dim=1) + MASS_EPS)
+
+
+def background_error(masks_BHW: Float[Tensor, "B H W"], foreground_BHW: Float[Tensor, "B H W"]) -> Float[Tensor, " B"]:
+    """Cross-entropy in nats of the background's mask and what is not foreground, mean over pixels."""
+    safe_BHW = masks_BHW.clamp(MASK_EPS, 1 - MASK_EPS)
+    ground_BHW = 1 - foreground_BHW
+    return -(ground_BHW * safe_BHW.log() + foreground_BHW * (1 - safe_BHW).log()).mean(dim=(1, 2))
 
 
 def part_descriptors(masks_BPHW: Float[Tensor, "B P H W"], features_BCff: Float[Tensor, "B C f f"]) -> Float[Tensor, "B P C"]:

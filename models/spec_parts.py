@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from models.spec_base import Spec, location
+from models.spec_base import Spec, added, location
 
 
 class _FrozenFile(Spec):
@@ -131,6 +131,8 @@ class PartSlotsSpec(Spec):
 
     @model_validator(mode="after")
     def _something_to_train(self) -> PartSlotsSpec:
+        if isinstance(self.masks, AttentionMasks) and self.num_iterations < 2:
+            raise ValueError("masks.kind attention with num_iterations 1 uses no slot but the first ones: set 2 or more")
         if isinstance(self.masks, PixelHead) and not self.train_slots:
             raise ValueError("masks.kind pixels has no slots: leave train_slots at true")
         if isinstance(self.masks, PixelHead):
@@ -186,6 +188,8 @@ class PartsObjective(Spec):
     temperature: float = Field(default=0.19, gt=0)
     colour_variance: float = Field(default=0.0, ge=0)
     """Choudhury: variance of RGB within a part."""
+    background: float = added(0.0, ge=0)
+    """Cross-entropy of the background's mask and what is not foreground: for terms that look at the foreground alone."""
 
     @property
     def warps(self) -> bool:
@@ -205,6 +209,9 @@ class PartsObjective(Spec):
         terms = ("semantic", "concentration", "equivariance", "landmarks", "compactness", "contrast", "colour_variance")
         if not any(getattr(self, name) for name in terms):
             found.append(f"every weight of the objective is 0: give one of {', '.join(terms)}")
+        inside = ("compactness", "contrast", "colour_variance", "background")
+        if self.foreground == "none" and (given := [name for name in inside if getattr(self, name)]):
+            found.append(f"{' and '.join(f'objective.{name}' for name in given)} need objective.foreground truth, it is none")
         if self.orthonormality and not self.semantic:
             found.append("objective.orthonormality is about the basis, which only objective.semantic > 0 has")
         if self.background_row and not self.semantic:

@@ -34,7 +34,7 @@ PARTS, CHANNELS, SIDE, PIXELS = 5, 512, 8, 128
 
 
 def ours(masks: Tensor, basis: Tensor, features: Tensor, foreground: Tensor, resolution: int) -> Tensor:
-    return semantic_error(masks, basis, features, foreground, resolution=resolution)
+    return semantic_error(masks, basis, features, foreground, resolution=resolution).error_B
 
 
 def step_of(form: Callable[..., Tensor], given: tuple[nn.Parameter, nn.Parameter, Tensor, Tensor], resolution: int) -> Tensor:

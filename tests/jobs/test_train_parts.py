@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision  # type: ignore[import-untyped]  # ships no marker
 from PIL import Image
 from pydantic import ValidationError
 from running import attempt, killed_at, outcome_of, said, train_config
@@ -18,10 +19,15 @@ from jobs.compare import differences, newest_state, series
 from jobs.contract import RunDir
 from jobs.metrics import METRICS
 from jobs.needs import check_needs
+from jobs.optimizer import set_rate
 from jobs.samples_parts import PartSamples
 from jobs.spec import PrepareSpec, TrainSpec
-from jobs.state import WEIGHTS
-from models.warps import WARP_NUMBERS
+from jobs.state import WEIGHTS, build_state
+from jobs.weights_file import weights_content
+from models.feature_net import build_feature_net
+from models.part_slots import PartSlots
+from models.spec_parts import FeatureNetSpec, TrunkSpec
+from models.warps import WARP_NUMBERS, colour_jitter, warp_grid, warped
 
 SIDE = 32
 CREATURES = {"kind": "toy_creatures", "resolution": SIDE, "train_images": 10, "test_images": 4}
@@ -32,7 +38,7 @@ MODEL = {
 TINY = {"name": "tiny", "weights": "random"}
 OBJECTIVE = {
     "kind": "parts", "features": TINY, "resolution": 8, "concentration": 0.1, "equivariance": 0.2, "landmarks": 0.3,
-    "orthonormality": 0.01, "compactness": 0.1, "contrast": 0.2, "colour_variance": 0.1,
+    "orthonormality": 0.01, "compactness": 0.1, "contrast": 0.2, "colour_variance": 0.1, "background": 0.1,
 }  # fmt: skip
 
 
@@ -77,7 +83,10 @@ def test_that_a_step_is_logged_with_its_terms_and_no_reconstruction(whole: RunDi
         loss = sum(weight * found[step, f"train/{name}"] for name, weight in weights.items())  # type: ignore[operator]
         assert found[step, "train/loss"] == pytest.approx(loss, rel=1e-5)
         assert (step, "train/mse") not in found
-    assert {name for step, name in found if name.startswith("valid/")} == {"valid/nmi", "valid/fg_nmi"}
+        assert found[step, "train/semantic_energy"] > 0
+    assert {name.removeprefix("valid/") for _, name in found if name.startswith("valid/")} == {
+        "nmi", "fg_nmi", "nmi_hard", "fg_nmi_hard",
+    }  # fmt: skip
     with Image.open(whole.artifacts / "panel-0000000003.png") as picture:
         assert np.asarray(picture).std() > 10
 
@@ -125,6 +134,63 @@ def test_that_a_warp_is_named_by_epoch_and_sample_and_nothing_else() -> None:
     assert numbers([], 0).shape == (0, WARP_NUMBERS)
 
 
+def test_that_the_second_view_is_jittered_then_warped_and_features_are_of_the_first() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
+    net = build_feature_net(FeatureNetSpec.model_validate(TINY), layers=("relu3_2", "relu5_4"), state=None)
+    samples = PartSamples(images_NSS3=images, net=net, warp_seed=3)
+    stored = samples.read(np.array([2, 0]), np.array([False, True]), epoch=1)
+    inputs, targets = samples.convert(stored)
+    numbers = stored[-1]
+    assert inputs.warped is not None
+    assert inputs.features is not None
+    grid = warp_grid(numbers, SIDE)
+    assert torch.equal(inputs.warped.grid_BHW2, grid)
+    assert torch.equal(inputs.warped.images_B3HW, warped(colour_jitter(targets, numbers), grid))
+    for found, expected in zip(inputs.features, net(targets), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_that_a_trunk_begins_with_the_weights_of_its_file_and_learns_at_its_own_rate(tmp_path: Path) -> None:
+    published = torchvision.models.resnet50(weights=None).state_dict()
+    torch.save(published, tmp_path / "resnet50.pth")
+    trunk = TrunkSpec(weights="file", path=str(tmp_path / "resnet50.pth"))
+    spec = TrainSpec.model_validate(config(model=MODEL | {"trunk": trunk.model_dump()}))
+    planned = spec.model.model_copy(update={"trunk": trunk.model_copy(update={"content": weights_content(trunk)})})
+    state = build_state(spec.model_copy(update={"model": planned}), torch.device("cpu"))
+    assert isinstance(state.model, PartSlots)
+    drawn = build_state(TrainSpec.model_validate(config(model=MODEL | {"trunk": {"weights": "random"}})), torch.device("cpu"))
+    first, other = (next(iter(one.model.trunk.parameters())) for one in (state, drawn))  # type: ignore[union-attr]
+    scale = published["bn1.weight"] / (published["bn1.running_var"] + 1e-5).sqrt()
+    torch.testing.assert_close(first.detach(), published["conv1.weight"] * scale.view(-1, 1, 1, 1), rtol=1e-4, atol=1e-6)
+    assert not torch.equal(first, other)
+    set_rate(state.optimizer, 1.0)
+    rates = {id(parameter): group["lr"] for group in state.optimizer.param_groups for parameter in group["params"]}
+    slow = {id(parameter) for parameter in state.model.trunk.parameters()}
+    assert {round(rates[one], 9) for one in slow} == {0.1}
+    assert {rate for one, rate in rates.items() if one not in slow} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("frozen", {"masks": {"kind": "linear"}, "start": "gaussian", "train_slots": False}),
+        ("attention", {"masks": {"kind": "attention"}}),
+        ("product", {"masks": {"kind": "product"}}),
+        ("pixels", {"masks": {"kind": "pixels"}}),
+    ],
+)
+def test_that_every_kind_of_masks_trains(root: Path, name: str, model: dict[str, Any]) -> None:
+    settings = MODEL | model
+    if name == "pixels":
+        settings = {key: value for key, value in settings.items() if key != "num_iterations"}
+    run_dir = trained(root, name, model=settings, steps=2)
+    weights = torch.load(run_dir.output / WEIGHTS, weights_only=True)
+    begun = build_state(TrainSpec.model_validate(config(model=settings, steps=2)), torch.device("cpu")).model.state_dict()
+    moved = {part for part, value in weights.items() if not torch.equal(value, begun[part])}
+    assert any(part.startswith("trunk.") for part in moved)
+    assert any(part.startswith("slots.") for part in moved) == (name not in ("frozen", "pixels"))
+
+
 def test_that_image_and_foreground_are_mirrored_together() -> None:
     images = np.random.default_rng(0).integers(0, 2, (2, SIDE, SIDE, 3), dtype=np.uint8) * 255
     samples = PartSamples(images_NSS3=images, foreground_NSS=images[..., 0] // 255)
@@ -144,6 +210,11 @@ def test_that_image_and_foreground_are_mirrored_together() -> None:
         ({"model": {"kind": "slot_autoencoder"}, "objective": {"kind": "reconstruction"}}, "trunk_rate"),
         ({"clip": {"frames": 2}}, "clip"),
         ({"objective": OBJECTIVE | {"semantic": 0, "concentration": 1, "background_row": True}}, "background_row is a row of"),
+        (
+            {"objective": OBJECTIVE | {"foreground": "none"}},
+            "compactness and objective.contrast and .* need objective.foreground",
+        ),
+        ({"model": MODEL | {"masks": {"kind": "attention"}, "num_iterations": 1}}, "num_iterations 1 uses no slot"),
         ({"objective": OBJECTIVE | {"contrast": 1}, "batch_size": 1}, "batch_size is 1, it must be 2"),
         ({"model": MODEL | {"masks": {"kind": "pixels"}}}, "leave num_iterations at the default"),
         (

@@ -15,11 +15,14 @@ from models.part_objective import LAYER_WEIGHTS, PartsLoss, build_parts_objectiv
 from models.part_terms import part_contrast, part_descriptors, within_part_variance
 from models.part_types import PartInputs, PartOutput, Warped
 from models.spec_parts import FeatureNetSpec, PartsObjective
-from models.warps import WARP_NUMBERS, warp_grid, warped
+from models.warps import WARP_NUMBERS, pixel_places, warp_grid, warped
 
 TINY = FeatureNetSpec(name="tiny", weights="random")
 SIDE, PARTS = 64, 3
-BY_IMAGE = ("semantic", "concentration", "equivariance", "landmarks", "orthonormality", "compactness", "colour_variance")
+BY_IMAGE = (
+    *("semantic", "concentration", "equivariance", "landmarks", "orthonormality", "compactness", "colour_variance"),
+    "background",
+)
 TERMS = (*BY_IMAGE, "contrast")
 
 
@@ -79,10 +82,10 @@ def whole_loss(loss: PartsLoss, given: PartOutput, told_inputs: PartInputs) -> T
 
 
 def test_that_every_weight_counts_and_the_total_is_their_sum() -> None:
-    weights = dict(zip(BY_IMAGE, (0.5, 2.0, 3.0, 4.0, 0.25, 1.5, 6.0), strict=True))
+    weights = dict(zip(BY_IMAGE, (0.5, 2.0, 3.0, 4.0, 0.25, 1.5, 6.0, 0.75), strict=True))
     loss = objective(**weights)
     found = terms_of(loss, output(), told(loss))
-    assert list(found) == [*BY_IMAGE, "total"]
+    assert list(found) == ["semantic", "semantic_energy", *BY_IMAGE[1:], "total"]
     assert all(part.shape == (2,) and bool((part > 0).all()) for part in found.values())
     torch.testing.assert_close(found["total"], sum(weights[name] * found[name] for name in BY_IMAGE))
     for name in BY_IMAGE:
@@ -103,7 +106,7 @@ def test_that_every_terms_gradient_reaches_the_masks_or_the_basis(name: str) -> 
         "basis": loss.basis_RC is not None and loss.basis_RC.grad is not None and bool(loss.basis_RC.grad.any()),
     }
     assert reached == {
-        "maps": name in ("semantic", "concentration", "compactness", "contrast", "colour_variance"),
+        "maps": name in ("semantic", "concentration", "compactness", "contrast", "colour_variance", "background"),
         "warped": name in ("equivariance", "landmarks"),
         "basis": name in ("semantic", "orthonormality"),
     }
@@ -138,7 +141,8 @@ def test_that_images_are_not_reconstructed_and_contrast_alone_has_no_terms_of_im
 def test_that_the_semantic_term_takes_the_last_layer_and_the_rows_and_foreground_of_the_spec(
     foreground: str, background_row: bool
 ) -> None:
-    loss = objective(semantic=1.0, compactness=1.0, foreground=foreground, background_row=background_row)
+    loss = objective(semantic=1.0, foreground=foreground, background_row=background_row)
+    loss.layers = ("relu3_2", "relu5_4")
     given, told_inputs = output(), told(loss)
     assert loss.basis_RC is not None
     assert loss.basis_RC.shape == (PARTS + background_row, TINY.channels["relu5_4"])
@@ -156,13 +160,39 @@ def test_that_the_semantic_term_takes_the_last_layer_and_the_rows_and_foreground
     torch.testing.assert_close(terms_of(loss, given, told_inputs)["semantic"].detach(), expected, rtol=1e-5, atol=1e-6)
 
 
+def among_parts(given: PartOutput, told_inputs: PartInputs) -> Tensor:
+    """The parts' masks, that of the background left out before the softmax, on the object."""
+    assert told_inputs.foreground_BHW is not None
+    resized = F.interpolate(given.logits_BKhw, size=(SIDE, SIDE), mode="bilinear", align_corners=True)
+    return resized[:, 1:].softmax(dim=1) * told_inputs.foreground_BHW[:, None]
+
+
+def test_that_parts_cannot_leave_the_object_to_the_background() -> None:
+    """Choudhury's terms (arXiv 2111.06349) are about parts that share the object: the background taking all saves nothing."""
+    loss = objective(compactness=1.0, colour_variance=1.0, contrast=1.0)
+    told_inputs = told(loss)
+    maps = logits()
+    all_background = maps.clone()
+    all_background[:, 0] += 50
+    one, other = (whole_loss(loss, output_of(given), told_inputs) for given in (maps, all_background))
+    torch.testing.assert_close(one, other)
+
+
+def test_that_the_background_learns_where_it_is_from_the_foreground() -> None:
+    loss = objective(background=1.0)
+    told_inputs, maps = told(loss), logits().requires_grad_(True)
+    assert told_inputs.foreground_BHW is not None
+    given = output_of(maps)
+    expected = F.binary_cross_entropy(given.masks_BKHW[:, 0], 1 - told_inputs.foreground_BHW, reduction="none").mean(dim=(1, 2))
+    torch.testing.assert_close(terms_of(loss, given, told_inputs)["background"], expected)
+
+
 def test_that_the_background_is_no_part() -> None:
     """Choudhury's terms and concentration see slots 1 to P, on the object."""
     loss = objective(compactness=1.0, colour_variance=1.0)
     given, told_inputs = output(), told(loss)
     assert told_inputs.features is not None
-    assert told_inputs.foreground_BHW is not None
-    seen = given.masks_BKHW[:, 1:] * told_inputs.foreground_BHW[:, None]
+    seen = among_parts(given, told_inputs)
     found = terms_of(loss, given, told_inputs)
     torch.testing.assert_close(found["colour_variance"], within_part_variance(seen, told_inputs.images_B3HW))
     third, fifth = (within_part_variance(seen, layer) for layer in told_inputs.features)
@@ -181,6 +211,22 @@ def test_that_an_images_terms_do_not_depend_on_the_others() -> None:
     one, two = rows(slice(0, 1)), rows(slice(1, 3))
     for name, value in whole.items():
         torch.testing.assert_close(torch.cat((one[name], two[name])), value)
+
+
+def test_that_the_second_view_is_held_against_the_warped_first_one() -> None:
+    """A model whose logits are colours, and images moved by whole pixels: its second view is what the objective expects."""
+    loss = objective(equivariance=1.0, landmarks=1.0)
+    images = torch.rand(1, 3, SIDE, SIDE, generator=seeded(1))
+    images[:, :, :6] = images[:, :, -6:] = images[..., :6] = images[..., -6:] = 0
+    moved = torch.zeros_like(images)
+    moved[..., 5:, :-3] = images[..., :-5, 3:]
+    grid = (pixel_places(SIDE).float() + torch.tensor([3.0, -5.0]) * 2 / SIDE)[None]
+    maps, moved_maps = (torch.einsum("kc,bchw->bkhw", 5 * torch.eye(PARTS + 1, 3), view) for view in (images, moved))
+    told_inputs = PartInputs(images_B3HW=images, warped=Warped(moved, grid))
+    right, wrong = (terms_of(loss, output_of(maps, view), told_inputs) for view in (moved_maps, maps))
+    assert float(right["total"]) == pytest.approx(0, abs=1e-6)
+    assert float(wrong["equivariance"]) > 0.1
+    assert float(wrong["landmarks"]) > 1e-4
 
 
 def test_that_contrast_of_a_batch_in_two_halves_is_that_of_the_whole_when_pooled() -> None:
@@ -208,8 +254,7 @@ def test_that_contrast_weighs_its_layers_on_the_object() -> None:
     loss = objective(contrast=1.0, temperature=0.3)
     given, told_inputs = output(), told(loss)
     assert told_inputs.features is not None
-    assert told_inputs.foreground_BHW is not None
-    seen = given.masks_BKHW[:, 1:] * told_inputs.foreground_BHW[:, None]
+    seen = among_parts(given, told_inputs)
     third, fifth = (part_contrast(part_descriptors(seen, layer), temperature=0.3) for layer in told_inputs.features)
     found = loss.slot_terms(loss.pooled_rows(given, told_inputs), step=1).total
     torch.testing.assert_close(found, 0.33 * third + fifth)

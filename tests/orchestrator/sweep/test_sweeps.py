@@ -37,7 +37,7 @@ from orchestrator.sweep.plan import Plan, plan
 SWEEPS = ("table1", "table3", "dinosaur", "adaslot", "text2slot", "text2slot_factorial", "video", "parts", "demo", "count")
 SIZES = {
     "table1": (18, 33), "table3": (12, 26), "dinosaur": (24, 38), "adaslot": (45, 56), "text2slot": (81, 167),
-    "text2slot_factorial": (128, 258), "video": (111, 214), "parts": (63, 128), "demo": (10, 21), "count": (8, 8),
+    "text2slot_factorial": (128, 258), "video": (111, 214), "parts": (69, 140), "demo": (10, 21), "count": (8, 8),
 }  # fmt: skip
 LANGUAGE_MINIATURE = ("data=toy_clevr_mini", "backbone=clip_tiny", "miniature=language")
 MINIATURE = ("backbone=vit_tiny_random", "miniature=coco")
