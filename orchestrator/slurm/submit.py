@@ -151,14 +151,18 @@ def write_index(request: ArrayRequest, run_dirs: Sequence[Path]) -> None:
 
 
 def sbatch(request: ArrayRequest) -> str:
-    """Submit the script; the array's job id.
+    """Submit a request's script, as `submit_script`; the array's job id."""
+    return submit_script(request.folder / "submission.sh")
+
+
+def submit_script(path: Path) -> str:
+    """Submit a script from its folder; the job id.
 
     Raises AnswerLost when it did not say whether it took the job, ClusterError with its own words when it refused.
     """
     from submitit.core.utils import FailedSubmissionError
     from submitit.slurm.slurm import SlurmExecutor
 
-    path = request.folder / "submission.sh"
     try:
         done = subprocess.run(
             ["sbatch", str(path)],
@@ -166,7 +170,7 @@ def sbatch(request: ArrayRequest) -> str:
             text=True,
             timeout=SBATCH_TIMEOUT_S,
             env=clean_environment(os.environ),
-            cwd=request.folder,
+            cwd=path.parent,
         )
     except FileNotFoundError as error:
         raise ClusterError(

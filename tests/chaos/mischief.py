@@ -31,10 +31,6 @@ STALE_S, SLOW_S = 3.0, 0.5
 """How old a stale listing is, and how long a slow one takes."""
 ERRORS = ("ENOSPC", "EDQUOT", "EROFS", "ESTALE")
 """What a write may meet: a full disk, a quota, a file system that has become read-only, a server that forgot the file."""
-ACTS = ("kill", "power", *ERRORS)
-"""`power`: SIGKILL, and what the process has written and not fsynced is gone."""
-TARGETS = ("CheckpointStore.save", "CheckpointStore.newest", "claim", "write_outcome")
-"""Functions of a job that orders may name."""
 
 _real_time, _real_listdir = time.time, os.listdir
 
@@ -73,7 +69,7 @@ def struck(function: Callable[..., Any], line: int, act: Callable[[], object]) -
 
 
 def acting(act: str, durable: Durable | None = None) -> Callable[[], object]:
-    """What an act's name means."""
+    """What an act's name means: `kill`, `power` (what was written and not fsynced is gone as well), or one of ERRORS."""
 
     def die() -> None:
         if act == "power" and durable is not None:

@@ -18,25 +18,33 @@ from pathlib import Path
 
 from jobs.contract import RunDir, Status, read_outcome
 from jobs.journal import Journal, read_journal
+from tests.chaos.mischief import SKEW
+from tests.chaos.proxy import Proxy
+from tests.chaos.weather import Weather
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.configuration import free_ports
 from tests.slurm.orch import processes_of
 
 ORCH = "from orchestrator.cli.main import main; main()"
-NAME = "storm"
-SWEEP = """
-title: storm
-base: [step_s={step_s}, steps={steps}, runtime.checkpoint_every_steps={every}, runtime.max_attempts_without_progress=1000]
-axes:
-  seed: {{key: seed, values: {seeds}}}
-pipeline:
-  count: {{job: count}}
-resources:
-  count: {{partition: low, timeout_min: 10, signal_delay_s: 30, cpus_per_task: 1}}
-table:
-  rows: seed
-  value: {{metric: count/value, step: count, digits: 0}}
+STRUCK = """
+import importlib, sys
+sys.path.append({repository!r})
+from tests.chaos.mischief import acting, struck
+module, _, name = {function!r}.partition(":")
+found = importlib.import_module(module)
+for part in name.split("."):
+    found = getattr(found, part)
+from orchestrator.cli.main import main
+with struck(found, {line}, acting("kill")):
+    main()
 """
+"""`orch` that is killed right before a line."""
+REPOSITORY = Path(__file__).resolve().parents[2]
+NAME = "storm"
+DISABLED = "#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2\nexit 1\n"
+"""sacct of a site without accounting."""
+ROOT_BYTES = 192 << 20
+"""Of the file system that the runs lie on, which faults fill."""
 
 
 @dataclass(kw_only=True)
@@ -47,13 +55,11 @@ class Scene:
     folder: Path
     code: Path
     """The tree whose `orch` is run."""
-    runs: int
-    steps: int
-    every: int
-    """Steps between checkpoints: what a death without notice may cost."""
-    step_s: float
+    weather: Weather
     draw: random.Random
     tracker: Tracker
+    mounted: bool = False
+    """Whether the root is a small file system of its own."""
     helpers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     """Processes that a fault has started and that may still live."""
 
@@ -72,26 +78,52 @@ class Scene:
         """Of `orch`."""
         mine = {"ORCH_ROOT": str(self.root), "MLFLOW_TRACKING_URI": self.tracker.uri, "PYTHONPATH": str(self.code)}
         quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "OMP_NUM_THREADS": "1"}
-        return os.environ | self.cluster.env | mine | quick
+        found = os.environ | self.cluster.env | mine | quick
+        return found if self.weather.accounting else found | {"PATH": f"{self.folder / 'site'}{os.pathsep}{found['PATH']}"}
 
     @property
     def patient(self) -> dict[str, str]:
         """The same, with MLflow's own timeouts and retries."""
         return {name: value for name, value in self.environment.items() if not name.startswith("MLFLOW_HTTP_")}
 
-    def write_sweep(self) -> None:
-        """Make folder, root and sweep file."""
+    def begin(self) -> None:
+        """Make folder, root and sweep file, and the conditions of the weather."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        settings = {"step_s": self.step_s, "steps": self.steps, "every": self.every, "seeds": list(range(self.runs))}
-        self.sweep.write_text(SWEEP.format(**settings))
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={ROOT_BYTES},mode=700", "tmpfs", str(self.root)]
+        self.mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+        weather, work = self.weather, self.weather.work
+        self.sweep.write_text(
+            work.sweep.format(
+                step_s=work.step_s,
+                steps=work.steps,
+                every=work.every,
+                seeds=list(range(work.runs)),
+                partition=weather.partition,
+                minutes=weather.minutes,
+            )
+        )
+        if weather.skew_s:
+            (self.root / SKEW).write_text(json.dumps(dict(zip(self.cluster.nodes, weather.skew_s, strict=True))))
+        if not weather.accounting:
+            (self.folder / "site").mkdir()
+            (self.folder / "site" / "sacct").write_text(DISABLED)
+            (self.folder / "site" / "sacct").chmod(0o755)
 
-    def orch(self, *words: str, path: str = "", wait: bool = True, patient: bool = False) -> subprocess.Popen[bytes]:
-        """Start `orch WORDS`; `path` goes before PATH. `patient`: with MLflow's own patience for a slow tracker."""
+    def orch(
+        self, *words: str, path: str = "", wait: bool = True, patient: bool = False, struck: tuple[str, int] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start `orch WORDS`; `path` goes before PATH. `patient`: with MLflow's own patience for a slow tracker.
+
+        `struck`: (function, line): it is killed right before that line.
+        """
         environment = self.patient if patient else self.environment
         if path:
             environment["PATH"] = f"{path}{os.pathsep}{environment['PATH']}"
         log = open(self.folder / "orch.log", "ab")  # noqa: SIM115  # the child keeps it
-        command = [sys.executable, "-c", ORCH, *words]
+        program = ORCH
+        if struck is not None:
+            program = STRUCK.format(repository=str(REPOSITORY), function=struck[0], line=struck[1])
+        command = [sys.executable, "-c", program, *words]
         process = subprocess.Popen(command, env=environment, cwd=self.code, stdout=log, stderr=log)
         log.close()
         if wait:
@@ -100,7 +132,7 @@ class Scene:
 
     def run_ids(self) -> list[str]:
         """Runs that were frozen."""
-        return sorted(path.name for path in (self.root / "runs").glob("count-*"))
+        return sorted(path.name for path in (self.root / "runs").glob("[a-z]*-*"))
 
     def run_dir(self, run: str) -> RunDir:
         """Of a run."""
@@ -117,20 +149,13 @@ class Scene:
 
     def jobs(self, states: Sequence[str] = ("RUNNING",)) -> list[str]:
         """Ids of this user's jobs in the queue, array tasks apart."""
-        answer = self.cluster.run("squeue", "-h", "-r", "-t", ",".join(states), "-p", "low", "-o", "%i", check=False)
+        wanted = ("-t", ",".join(states), "-p", self.weather.partition, "-o", "%i")
+        answer = self.cluster.run("squeue", "-h", "-r", *wanted, check=False)
         return answer.stdout.split()
 
     def working(self) -> list[str]:
         """Runs that a process works on now, and that are not done."""
         return [run for run in self.run_ids() if not self.done(run) and processes_of([run])]
-
-    def last_steps(self) -> dict[str, int]:
-        """Run -> the last step that its newest attempt has journalled (-1: none)."""
-        found = {}
-        for run in self.run_ids():
-            attempts = self.journal(run).attempts
-            found[run] = attempts[-1].entries[-1].step if attempts and attempts[-1].entries else -1
-        return found
 
     def mend_nodes(self) -> None:
         """What an administrator does with nodes that Slurm has drained by itself, after a launch that failed amid the faults."""
@@ -180,40 +205,51 @@ class Scene:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.cluster.clear()
+        unmount(self.root)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-@dataclass(kw_only=True)
 class Tracker:
-    """A real MLflow server, which may be killed and started again."""
+    """A real MLflow server, which may be killed and started again, behind a proxy with moods."""
 
-    folder: Path
-    port: int = 0
-    process: subprocess.Popen[bytes] | None = None
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (self.port,) = free_ports(1)
+        self.proxy = Proxy(self.port)
+        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def uri(self) -> str:
-        """For clients."""
-        return f"http://127.0.0.1:{self.port}"
+        """For clients: the proxy's."""
+        return f"http://127.0.0.1:{self.proxy.port}"
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is up."""
+        return self.process is not None
 
     def up(self) -> None:
         """Start it, and return when it answers."""
         if self.process is not None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.port:
-            (self.port,) = free_ports(1)
+        self.proxy.mood = "honest"
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(self.port)]
         store = [f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db", f"--artifacts-destination={self.folder}/artifacts"]
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen([*command, *store], stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             time.sleep(0.1)
         raise TimeoutError(f"the tracking server does not listen: {(self.folder / 'server.log').read_text()[-2000:]}")
+
+    def close(self) -> None:
+        """End server and proxy."""
+        self.down()
+        self.proxy.close()
 
     def down(self) -> None:
         """SIGKILL it with all its workers."""
@@ -223,6 +259,12 @@ class Tracker:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process = None
+
+
+def unmount(root: Path) -> None:
+    """Take a root's own file system away, if it has one."""
+    if root.is_mount():
+        subprocess.run(["umount", "--lazy", str(root)], capture_output=True)
 
 
 def points(uri: str, metric: str, *, cwd: Path, environment: Mapping[str, str]) -> dict[str, list[tuple[int, float]]]:

@@ -6,11 +6,12 @@ import itertools
 import json
 import statistics
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jobs.checkpoint import CheckpointStore
-from jobs.contract import read_outcome
+from jobs.contract import RunDir, read_outcome
 from jobs.count import next_value
-from jobs.journal import CHECKPOINT
+from jobs.journal import CHECKPOINT, Journal, read_journal
 from tests.chaos.scene import Scene, points
 
 RACE_MS = 1500
@@ -41,15 +42,15 @@ class Verdict:
     differences: int = 0
 
 
-def judge(scene: Scene) -> Verdict:
-    """Look at disk, tracker and queue once everything has ended."""
-    found = Verdict()
-    tracked = points(scene.tracker.uri, "count/value", cwd=scene.code, environment=scene.patient)
+def judge(scene: Scene, calm: Path | None) -> Verdict:
+    """Look at disk, tracker and queue once everything has ended. `calm`: the untouched root, of training runs."""
+    found, work = Verdict(), scene.weather.work
+    tracked = points(scene.tracker.uri, work.metric, cwd=scene.code, environment=scene.patient)
     runs = scene.run_ids()
-    if len(runs) != scene.runs:
-        found.problems.append(f"{len(runs)} runs are frozen, the sweep has {scene.runs}")
+    if sum(run.startswith(work.kind) for run in runs) != work.runs:
+        found.problems.append(f"frozen are {', '.join(runs)}, the sweep has {work.runs} runs of kind {work.kind}")
     for run in runs:
-        _judge_run(scene, run, tracked.get(run, []), found)
+        _judge_run(scene, run, tracked.get(run, []), calm, found)
     if left := scene.jobs(("RUNNING", "PENDING", "COMPLETING")):
         found.problems.append(f"still in the queue: {', '.join(left)}")
     if working := scene.working():
@@ -57,20 +58,38 @@ def judge(scene: Scene) -> Verdict:
     return found
 
 
-def _judge_run(scene: Scene, run: str, tracked: list[tuple[int, float]], found: Verdict) -> None:
-    outcome = read_outcome(scene.run_dir(run))
+def series(journal: Journal, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of what counts."""
+    return [(entry.step, entry.metrics[metric]) for entry in journal.counting() if metric in entry.metrics]
+
+
+def _expected(scene: Scene, run: str, calm: Path | None) -> list[tuple[int, float]]:
+    """The points of an untouched run."""
+    work = scene.weather.work
+    if calm is not None:
+        return series(read_journal(RunDir(calm / "runs" / run).journals), work.metric)
+    seed, value, found = _seed(scene, run), 0, []
+    for step in range(1, work.steps + 1):
+        value = next_value(value, seed, step)
+        found.append((step, float(value % 1_000_003)))
+    return found
+
+
+def _judge_run(scene: Scene, run: str, tracked: list[tuple[int, float]], calm: Path | None, found: Verdict) -> None:
+    outcome, work = read_outcome(scene.run_dir(run)), scene.weather.work
     if not scene.done(run):
         found.problems.append(f"{run} is not done: {outcome}")
         return
-    seed, expected, value = _seed(scene, run), [], 0
-    for step in range(1, scene.steps + 1):
-        value = next_value(value, seed, step)
-        expected.append((step, float(value % 1_000_003)))
-    journal = scene.journal(run)
-    series = [(entry.step, entry.metrics["count/value"]) for entry in journal.counting() if "count/value" in entry.metrics]
-    if series != expected:
+    if not run.startswith(work.kind):
+        return
+    expected, journal = _expected(scene, run, calm), scene.journal(run)
+    own = series(journal, work.metric)
+    if own != expected:
         found.differences += 1
-        found.problems.append(f"{run}: its journal is not that of an untouched run ({len(series)} of {scene.steps} points)")
+        found.problems.append(f"{run}: its journal is not that of an untouched run ({len(own)} of {work.steps} points)")
+    if calm is not None and (other := _weights_differ(scene, run, calm)):
+        found.differences += 1
+        found.problems.append(f"{run}: {other}")
     if sorted(tracked) != expected:
         missing, extra = len(set(expected) - set(tracked)), len(tracked) - len(set(tracked))
         found.duplicates += extra
@@ -79,10 +98,11 @@ def _judge_run(scene: Scene, run: str, tracked: list[tuple[int, float]], found: 
     for earlier, later in itertools.pairwise(journal.attempts):
         if earlier.entries:
             last = earlier.entries[-1]
-            again_s = (later.entries[0].time_ms - last.time_ms) / 1000 if later.entries else None
+            told = later.entries and not scene.weather.skew_s
+            again_s = (later.entries[0].time_ms - last.time_ms) / 1000 if told else None
             replayed = max(0, last.step - later.restored_step)
             found.deaths.append(Death(run=run, ended_ms=last.time_ms, replayed=replayed, again_s=again_s))
-        begun = later.entries[0].time_ms if later.entries else None
+        begun = later.entries[0].time_ms if later.entries and not scene.weather.skew_s else None
         late = [one for one in earlier.entries if one.event == CHECKPOINT and begun is not None and one.time_ms > begun + RACE_MS]
         if late:
             found.problems.append(f"{run}: attempt {earlier.attempt} saved {len(late)} times while {later.attempt} owned the run")
@@ -90,6 +110,12 @@ def _judge_run(scene: Scene, run: str, tracked: list[tuple[int, float]], found: 
     newest, _ = store.newest()
     if newest is None:
         found.problems.append(f"{run}: no good checkpoint is left")
+
+
+def _weights_differ(scene: Scene, run: str, calm: Path) -> str:
+    """How the trained weights differ from an untouched run's, byte for byte; empty when they do not."""
+    one, other = (folder.output / "model.pt" for folder in (scene.run_dir(run), RunDir(calm / "runs" / run)))
+    return "" if one.read_bytes() == other.read_bytes() else "its weights are not those of an untouched run"
 
 
 def _seed(scene: Scene, run: str) -> int:

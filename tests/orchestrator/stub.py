@@ -24,10 +24,12 @@ answers = json.loads((state / "answers.json").read_text())
 answer = answers[min(number, len(answers)) - 1]
 lines = dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in text.splitlines() if line.startswith("#SBATCH"))
 if answer["take"]:
-    last = int(lines["array"].partition("%")[0].partition("-")[2] or 0)
+    job = str(100 + number)
+    last = int(lines.get("array", "").partition("%")[0].partition("-")[2] or 0)
+    tasks = [(f"{{job}}_{{index}}", job, str(index)) for index in range(last + 1)] if "array" in lines else [(job, job, "N/A")]
     with open(state / "queue", "a") as queue:
-        for index in range(last + 1):
-            cells = (f"{{100 + number}}_{{index}}", str(100 + number), str(index), "PENDING", "Priority", "low", "")
+        for task in tasks:
+            cells = (*task, "PENDING", "Priority", "low", "")
             queue.write(separator.join((*cells, "N/A", "N/A", "N/A", lines["job-name"])) + "\\n")
 sys.stderr.write(answer["err"])
 sys.stdout.write(answer["out"].replace("JOB", str(100 + number)))

@@ -311,6 +311,10 @@ class SlurmCluster:
         )
         self._save()
 
+    def daemon_restarts(self, node: str) -> None:
+        """slurmd of a node is killed and started again at once; its step daemons and their jobs live on."""
+        os.kill(self._reapers[node], signal.SIGUSR2)
+
     def controller_down(self, signum: int = signal.SIGTERM) -> None:
         """Stop slurmctld: every command fails until `controller_up`.
 

@@ -4,7 +4,8 @@
 
 slurmd's step daemons detach themselves, so a process group does not hold them; as a *subreaper* this process becomes
 the parent of every orphan below it. SIGTERM ends the tree politely, then for good; SIGUSR1 kills it at once, as a node
-that loses power. With `--die-with-parent` the tree also ends when the test process is killed.
+that loses power; SIGUSR2 kills the daemon alone and starts it again. With `--die-with-parent` the tree also ends when the test
+process is killed.
 """
 
 from __future__ import annotations
@@ -75,12 +76,17 @@ def main(arguments: list[str]) -> int:
     def ask(signum: int, _frame: FrameType | None) -> None:
         asked.append(signum)
 
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, ask)
     daemon = subprocess.Popen(arguments[split + 1 :])
     signal.set_wakeup_fd(-1)
     while not asked and daemon.poll() is None:
         signal.sigtimedwait({signal.SIGCHLD}, 0.2)  # a signal with a handler ends the wait as well
+        if asked == [signal.SIGUSR2]:
+            daemon.kill()
+            daemon.wait()
+            daemon = subprocess.Popen(arguments[split + 1 :])
+            asked.clear()
         reap_others(daemon.pid)
     if asked and asked[0] != signal.SIGUSR1 and daemon.poll() is None:
         daemon.terminate()

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.contract import read_attempts
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.orch import Orch
+from tests.slurm.orch import Orch, write_count_sweep
 
 pytestmark = pytest.mark.slurm
 
@@ -62,3 +62,28 @@ def test_that_watching_brings_a_killed_run_back_and_leaves_a_bug(
     assert "cause:     bug: ValueError" in shown
     assert "`orch watch` leaves it: a bug comes back" in shown
     assert "retried:   lost (1)" in orch("show", killed)
+
+
+def test_that_a_watching_job_requeues_itself_and_ends_when_all_has_settled(
+    slurm_cluster: SlurmCluster, make_orch: Callable[[SlurmCluster, Path], Orch], tmp_path: Path
+) -> None:
+    """Told that its time is over it comes back under its own number, and brings a killed run back that nobody else looks at."""
+    orch = make_orch(slurm_cluster, tmp_path / "root")
+    orch("submit", write_count_sweep(tmp_path, "guarded", steps=100, every=5))
+    run = orch.only_run("guarded")["id"]
+    with orch.standing(run, 1) as processes:
+        said = orch("watch", "guarded", "--submit", "--every", "1", "--partition", "low")
+        watching = said.split()[1]
+        assert said.startswith(f"job {watching} watches until guarded has settled")
+        assert f"job {watching} watches already" in orch("watch", "guarded", "--submit")
+        log = next((orch.root / "slurm").glob("orchwatch-*")) / "watch.log"
+        orch.until(log.exists, 60, "the watch did not start")
+        slurm_cluster.run("scancel", "--signal=USR2", "--batch", watching)
+        orch.until(lambda: slurm_cluster.show(watching).get("Restarts") == "1", 60, "it did not requeue itself")
+        for pid in processes:
+            os.kill(pid, signal.SIGKILL)
+    slurm_cluster.wait(watching, ["COMPLETED"], timeout_s=150)
+    assert f"{run} planned again: lost" in log.read_text(), log.read_text()
+    assert "settled: 1 runs: 1 done" in log.read_text()
+    assert orch.only_run("guarded")["state"] == "done"
+    assert slurm_cluster.show(watching)["Restarts"] == "1"

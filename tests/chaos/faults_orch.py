@@ -1,0 +1,98 @@
+"""Owns what happens to the control plane and its tracker: `orch` killed at a moment or a line, several at once, a sick server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from orchestrator import apply, workspace
+from orchestrator.slurm import submit
+from orchestrator.store.runs import Store
+from orchestrator.tracking import shipper
+from tests.chaos.fault import Fault
+from tests.chaos.mischief import lines_of
+from tests.chaos.scene import NAME, Scene
+
+LINES: dict[str, tuple[tuple[str, Callable[..., object]], ...]] = {
+    "resume": (
+        ("orchestrator.apply:submit_batches", apply.submit_batches),
+        ("orchestrator.slurm.submit:write_index", submit.write_index),
+        ("orchestrator.slurm.submit:sbatch", submit.sbatch),
+        ("orchestrator.store.runs:Store.intend", Store.intend),
+        ("orchestrator.store.runs:Store.submitted", Store.submitted),
+    ),
+    "submit": (
+        ("orchestrator.workspace:freeze", workspace.freeze),
+        ("orchestrator.store.runs:Store.add", Store.add),
+    ),
+    "sync": (
+        ("orchestrator.tracking.shipper:ship_run", shipper.ship_run),
+        ("orchestrator.tracking.shipper:_bind", shipper._bind),
+        ("orchestrator.tracking.shipper:_ship_status", shipper._ship_status),
+        ("orchestrator.tracking.shipper:_ship_sweep", shipper._ship_sweep),
+    ),
+}
+"""Command -> functions between an intent and its record, or between a batch and its cursor."""
+
+
+def _words(scene: Scene, verb: str) -> tuple[str, ...]:
+    return {"submit": ("submit", str(scene.sweep)), "sync": ("sync",), "watch": ("watch", NAME, "--once")}.get(verb, (verb, NAME))
+
+
+def _killed(verb: str) -> Callable[[Scene], list[str] | None]:
+    def strike(scene: Scene) -> list[str] | None:
+        process = scene.orch(*_words(scene, verb), wait=False)
+        time.sleep(scene.draw.uniform(0.1, 1.5))
+        process.kill()
+        process.wait()
+        return []
+
+    return strike
+
+
+def killed_at_a_line(scene: Scene) -> list[str] | None:
+    """`orch` dies right before a line between an intent and its record."""
+    verb = scene.draw.choice(tuple(LINES) if scene.tracker.answers else ("resume", "submit"))
+    name, function = scene.draw.choice(LINES[verb])
+    scene.orch(*_words(scene, verb), struck=(name, scene.draw.choice(lines_of(function))))
+    return []
+
+
+def two_people(scene: Scene) -> list[str] | None:
+    """Two resume, one submits, one watches and one asks for the table, all at once."""
+    verbs = ("resume", "resume", "submit", "watch", "table")
+    scene.helpers += [scene.orch(*_words(scene, verb), wait=False) for verb in verbs]
+    return []
+
+
+def tracker_dies(scene: Scene) -> list[str] | None:
+    """The tracking server is killed, orch ships into nothing, and it comes back."""
+    process = scene.orch("sync", wait=False)
+    time.sleep(scene.draw.uniform(0.3, 1.5))
+    scene.tracker.down()
+    process.wait(timeout=120)
+    scene.tracker.up()
+    return []
+
+
+def tracker_is_sick(scene: Scene) -> list[str] | None:
+    """While orch ships, the tracker answers 500, or takes seconds, or takes a batch and hangs up before its answer."""
+    proxy, before = scene.tracker.proxy, scene.tracker.proxy.served
+    process = scene.orch("sync", wait=False)
+    time.sleep(scene.draw.uniform(1.0, 2.0))
+    proxy.mood = scene.draw.choice(("failing", "slow", "mute"))
+    process.wait(timeout=120)
+    proxy.mood = "honest"
+    return [] if proxy.served > before else None
+
+
+OF_ORCH = (
+    *(
+        Fault(name=f"orch {verb} killed", notice=True, strike=_killed(verb))
+        for verb in ("submit", "resume", "sync", "table", "watch")
+    ),
+    Fault(name="orch killed at a line", notice=True, strike=killed_at_a_line),
+    Fault(name="five orch at once", notice=True, strike=two_people),
+    Fault(name="tracker killed while shipping", notice=True, strike=tracker_dies),
+    Fault(name="tracker fails, dawdles or hangs up", notice=True, strike=tracker_is_sick),
+)
