@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from orchestrator import cluster
-from orchestrator.cli.common import open_desk, sweep_name
+from orchestrator.cli.common import Desk, open_desk, sweep_name
 from orchestrator.cli.status import counts_line, raise_if_failed
 from orchestrator.errors import Problem, UserError
 from orchestrator.policy import Policy
@@ -80,24 +80,32 @@ def command(
             policy=Policy(halve_micro_batch=halve_micro_batch),
             sweeps=names,
         )
-        while True:
-            with desk.root.lock(wait=once) as mine:  # somebody else at work: the next turn will do
-                turn = watch.turn() if mine else None
-            if turn is not None:
-                for line in turn.lines:
-                    click.echo(line if once else f"{time.strftime('%H:%M:%S')} {line}")
-                for line in turn.troubles:
-                    click.echo(line, err=True)
-                if once and turn.unanswered is not None:
-                    raise turn.unanswered
-                if names and turn.settled and not once:
-                    records = {run: one for name in names for run, one in desk.store.of_sweep(name).items()}
-                    click.echo(f"settled: {counts_line(Counter(one.state for one in records.values()))}")
-                    raise_if_failed(records)
-                    return
-            if once:
+        follow(desk, watch, every_s=every, once=once)
+
+
+def follow(desk: Desk, watch: Watch, *, every_s: float, once: bool) -> None:
+    """Turns, said in lines, until what was named has settled; one with `once`.
+
+    Raises RunsFailed when runs ended badly, and with `once` ClusterError when Slurm did not answer.
+    """
+    while True:
+        with desk.root.lock(wait=once) as mine:  # somebody else at work: the next turn will do
+            turn = watch.turn() if mine else None
+        if turn is not None:
+            for line in turn.lines:
+                click.echo(line if once else f"{time.strftime('%H:%M:%S')} {line}")
+            for line in turn.troubles:
+                click.echo(line, err=True)
+            if once and turn.unanswered is not None:
+                raise turn.unanswered
+            if watch.sweeps and turn.settled and not once:
+                records = {run: one for name in watch.sweeps for run, one in desk.store.of_sweep(name).items()}
+                click.echo(f"settled: {counts_line(Counter(one.state for one in records.values()))}")
+                raise_if_failed(records)
                 return
-            time.sleep(every)
+        if once:
+            return
+        time.sleep(every_s)
 
 
 def queue_it(request: WatchRequest, slurm: Slurm) -> None:
