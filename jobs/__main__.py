@@ -34,7 +34,7 @@ from jobs.contract import (
     write_outcome,
 )
 from jobs.data.errors import DataError
-from jobs.eviction import Slurm, Verdict
+from jobs.eviction import PACK, Slurm, Verdict
 from jobs.journal import CHECKPOINT, END, read_attempt
 from jobs.ranks import Meeting, Ranks
 from jobs.spec import FrozenRun
@@ -170,6 +170,8 @@ def conclude_left(run: Run, left: Left) -> ExitCode:
     if not run.is_main:
         return ExitCode.DONE if left.verdict is not Verdict.RANK_DIED else ExitCode.FAILED
     match left.verdict:
+        case Verdict.REQUEUE if run.slurm is not None and run.slurm.packed:
+            return ExitCode.REQUEUE
         case Verdict.REQUEUE | Verdict.LEAVE:
             return ExitCode.DONE
         case Verdict.CANCELLED:
@@ -300,6 +302,8 @@ def execute(run: Run) -> ExitCode:
 def main(arguments: list[str]) -> int:
     """Entry point; returns the exit code."""
     flag = preemption.install()
+    if PACK in os.environ:
+        preemption.end_with(int(os.environ[PACK]))
     place = Ranks.from_environment(os.environ)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s rank {place.rank} %(levelname)s %(message)s")
     if len(arguments) != 1:

@@ -23,9 +23,6 @@ from jobs.spec import FrozenRun
 
 log = logging.getLogger("jobs")
 
-PATIENCE_S = 120.0
-"""How long a job waits for a controller that does not answer, in seconds: grace plus KillWait on ordinary sites."""
-
 
 class Superseded(Exception):
     """A newer attempt owns the run: end quietly."""
@@ -128,7 +125,7 @@ class Run:
             self.slurm,
             cancel_mark=self.run_dir.cancel_mark.exists,
             terminating=lambda: self.flag.terminating,
-            patience_s=PATIENCE_S,
+            patience_s=eviction.PATIENCE_S,
         )
         log.info("signal %d; Slurm says: %s", self.flag.first_signal, verdict.value)
         return verdict

@@ -32,7 +32,7 @@ CODE_PACKAGES = ("jobs", "models")
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes of `python -m jobs RUN_DIR`."""
+    """Exit codes of `python -m jobs RUN_DIR`, and of `python -m jobs.pack`."""
 
     DONE = 0
     """Finished, or ended quietly: requeued, superseded by a newer attempt, or already finished."""
@@ -44,6 +44,8 @@ class ExitCode(enum.IntEnum):
     """A needed run has not finished; the run goes back to planned."""
     STOPPED = 75
     """Checkpointed and stopped on a signal outside Slurm, or without leave to requeue; resumable."""
+    REQUEUE = 76
+    """In a pack: checkpointed, to go on once the pack, which waits for its other runs to leave, has requeued their task."""
 
 
 class Status(enum.StrEnum):
@@ -76,6 +78,8 @@ class Cause(enum.StrEnum):
     """An input file is missing, truncated or corrupt."""
     REFUSED = "refused"
     """Wrong code, spec or checkpoint."""
+    UNEXPLAINED = "unexplained"
+    """Its process ended without a word; the pack that had started it says how."""
 
 
 def place_in_code(file: str, line: int) -> str | None:

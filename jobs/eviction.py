@@ -21,6 +21,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+PATIENCE_S = 120.0
+"""How long a job waits for a controller that does not answer, in seconds: grace plus KillWait on ordinary sites."""
+PACK = "ORCH_PACK"
+"""Variable of a packed run: the process id of its pack."""
+
 
 class Verdict(enum.Enum):
     """What the job does after its checkpoint."""
@@ -116,6 +121,8 @@ class Slurm:
     restart_count: int
     token: str
     signal_delay_s: int
+    packed: bool = False
+    """One of several runs in the task: whoever asks for a requeue is told yes, and the pack does it when all have left."""
 
     @staticmethod
     def from_environment(environ: Mapping[str, str]) -> Slurm | None:
@@ -129,6 +136,7 @@ class Slurm:
             restart_count=int(environ.get("SLURM_RESTART_COUNT") or 0),
             token=environ.get("ORCH_TOKEN", ""),
             signal_delay_s=int(environ.get("ORCH_SIGNAL_DELAY_S") or 90),
+            packed=PACK in environ,
         )
 
     def _scontrol(self, *arguments: str) -> str | None:
@@ -145,8 +153,8 @@ class Slurm:
         return None if said is None else parse_answer(said)
 
     def requeue(self) -> bool:
-        """Ask Slurm to requeue this task; whether it said yes."""
-        return self._scontrol("requeue", self.job_id) is not None
+        """Ask Slurm to requeue this task; whether it said yes. A packed run asks nobody: its siblings are still saving."""
+        return self.packed or self._scontrol("requeue", self.job_id) is not None
 
 
 def settle(

@@ -6,6 +6,7 @@ srun line and here again; children inherit the mask, so that the loader's worker
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -68,3 +69,16 @@ def install() -> Flag:
         _installed[os.getpid()] = flag = Flag()
         threading.Thread(target=_watch, args=(flag,), name="signals", daemon=True).start()
     return _installed[os.getpid()]
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with(parent: int) -> None:
+    """From now on a SIGKILL to the parent process is one to this process too; at once when the parent is gone already.
+
+    Where Slurm tracks processes by their parents, an orphan would outlive its job and compute on.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -212,6 +212,9 @@ def test_that_the_task_of_an_array_is_named_as_slurm_wants_it() -> None:
     alone = Slurm.from_environment({"SLURM_JOB_ID": "8"})
     assert alone is not None
     assert (alone.job_id, alone.restart_count) == ("8", 0)
+    packed = Slurm.from_environment({"SLURM_JOB_ID": "8", "ORCH_PACK": "4711"})
+    assert packed is not None
+    assert (alone.packed, packed.packed) == (False, True)
     assert Slurm.from_environment({}) is None
 
 
@@ -228,6 +231,7 @@ def test_that_a_real_scontrol_is_asked_and_its_failures_are_no_answer(tmp_path: 
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     assert slurm.ask() == Answer(state="RUNNING", restarts=1)
     assert slurm.requeue()
+    assert replace(slurm, packed=True).requeue()  # its pack does that
     assert (tmp_path / "asked").read_text() == "show job -o 7_3\nrequeue 7_3\n"
     script.write_text("#!/bin/sh\nkill -USR2 $$\n")
     assert slurm.ask() is None

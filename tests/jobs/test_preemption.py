@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 from running import until
@@ -34,6 +35,28 @@ def test_that_children_inherit_the_mask() -> None:
             os._exit(5 if signal.sigpending() >= {signal.SIGTERM} else 6)
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+
+
+def test_that_a_process_ends_with_its_parent_also_when_that_is_gone_before_it_says_so() -> None:
+    pid = os.fork()
+    if pid == 0:
+        preemption.end_with(os.getpid())  # not its parent
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    ours, theirs = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        child = os.fork()
+        if child == 0:
+            preemption.end_with(os.getppid())
+            os.write(theirs, str(os.getpid()).encode())
+            signal.pause()
+        signal.pause()
+    child = int(os.read(ours, 20))
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    status = Path(f"/proc/{child}/status")
+    until(lambda: not status.exists() or "\nState:\tZ" in status.read_text())
 
 
 def test_that_a_warning_can_be_taken_back_and_a_termination_cannot() -> None:
