@@ -210,6 +210,8 @@ def _of_outcome(outcome: Outcome) -> Finding:
             return Finding(trouble=Trouble.BUG, what=reason, hint="`orch resume --new-code`, if the code is what does not fit")
         case Cause.HANG | Cause.RANK_DIED:
             return Finding(trouble=Trouble.HANG, what=reason, hint="the logs of all ranks: `orch logs RUN`")
+        case Cause.UNEXPLAINED:
+            return Finding(trouble=Trouble.LOST, what=f"{reason}, and its log does not explain it")
         case Cause.EXCEPTION | None:
             return _of_exception(reason, outcome.place)
 
@@ -272,13 +274,15 @@ def diagnose(ended: Ended) -> Finding:
     by_log = _of_log(ended.log)
     if by_log is not None:
         return _with_nodes(by_log, slurm.nodes) if by_log.trouble is Trouble.NODE_FAILURE and slurm is not None else by_log
-    if outcome is not None and outcome.status is Status.FAILED:
+    if outcome is not None and outcome.status is Status.FAILED and outcome.cause is not Cause.UNEXPLAINED:
         return _of_outcome(outcome)
     if ended.state is RunState.STOPPED:
         return Finding(trouble=Trouble.PREEMPTED, what=ended.reason or "told to leave after a checkpoint")
     raised = last_traceback(ended.log)
     if raised is not None:
         return _of_exception(raised.line, raised.place)
+    if outcome is not None and outcome.status is Status.FAILED:
+        return _of_outcome(outcome)
     if slurm is None or slurm.state is SlurmState.UNKNOWN:
         return Finding(trouble=Trouble.LOST, what=ended.reason or "nobody knows it", unexplained=not ended.local)
     said = f"Slurm says {slurm.state.value}" + (f" (exit {slurm.exit})" if slurm.exit else "")

@@ -85,6 +85,11 @@ def _from_outcome(record: RunRecord, seen: DiskSeen | None) -> Move | None:
     return Move(run=record.id, state=state_of(seen.outcome), reason=outcome_reason(seen.outcome))
 
 
+def _left_by_its_pack(record: RunRecord, seen: DiskSeen | None) -> bool:
+    """Whether an outcome is final though the job lives: a pack never starts a run again that its own submission has ended."""
+    return record.runs_per_task > 1 and seen is not None and seen.attempt_token == record.token
+
+
 def _from_queue(record: RunRecord, task: TaskSeen, seen: DiskSeen | None) -> Move:
     if task.state in EXECUTING:
         return Move(run=record.id, state=RunState.RUNNING)
@@ -151,6 +156,10 @@ def _observe_run(
     if move is None or move.state not in RESUMABLE or move.state is record.state:
         return move
     past = (snapshot.history or {}).get(record.job)
+    seen = snapshot.disk.get(record.id)
+    if _left_by_its_pack(record, seen) and _from_outcome(record, seen) is not None:
+        where = past or (snapshot.queue or {}).get(record.job)  # the job's end is its pack's, not its own
+        return move if where is None else replace(move, slurm=TaskSeen(state=SlurmState.UNKNOWN, nodes=where.nodes))
     return move if past is None or past.state not in ENDED else replace(move, slurm=past)
 
 
@@ -159,7 +168,9 @@ def _move_of(record: RunRecord, snapshot: Snapshot, records: Mapping[str, RunRec
     queue = snapshot.local if record.job.startswith(LOCAL_JOB) else snapshot.queue
     task = _live(queue, record.job)
     decided = _from_outcome(record, seen)
-    if decided is not None and (decided.state is RunState.DONE or (queue is not None and task is None)):
+    if decided is not None and (decided.state is RunState.DONE or _left_by_its_pack(record, seen)):
+        return decided
+    if decided is not None and queue is not None and task is None:
         return decided
     if queue is None or not record.job:
         return None

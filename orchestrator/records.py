@@ -30,6 +30,8 @@ class RunRecord:
     """`<array>_<task>`, once Slurm has said it."""
     after_attempt: int = 0
     """Newest attempt at the time of submission: an outcome counts only if it comes from a later one."""
+    runs_per_task: int = 1
+    """How many runs share a task of the newest submission; above 1 the run is packed, and others may have the same job."""
     missing_since: float | None = None
     """When Slurm was first seen not to know it (seconds since the epoch)."""
     updated_at: float = 0.0

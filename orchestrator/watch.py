@@ -134,19 +134,23 @@ class Watch:
 
     def _release(self, snapshot: Snapshot, records: Iterable[RunRecord]) -> list[str]:
         """Let jobs go that Slurm holds because a node could not launch them, as often as nodes may fail."""
-        jobs = {record.job: record for record in records if record.state in ACTIVE and record.job}
+        waiting = [record for record in records if record.state in ACTIVE and record.job]
+        stuck = set(held(snapshot, {record.job for record in waiting}))
         changes: list[Change] = []
-        for job in held(snapshot, jobs):
-            record, events = jobs[job], self.store.events_of(jobs[job].id)
+        released: dict[str, None] = {}
+        for record in waiting:
+            if record.job not in stuck:
+                continue
+            events = self.store.events_of(record.id)
             ended = gather(self.root, record, events)
             used = used_of(Trouble.NODE_FAILURE, ledger((event.what, event.detail) for event in events), ended.progress[0])
             if used < self.policy.budgets.get(Trouble.NODE_FAILURE, 0):
                 line = Retry(trouble=Trouble.NODE_FAILURE, after_attempt=ended.newest_attempt).line()
                 changes.append(Change(run=record.id, state=record.state, reason=record.reason, facts={RETRY: line}))
+                released[record.job] = None  # a pack goes with those of its runs that may go
         self.store.apply(changes, now=self.clock())
-        released = [record.job for change in changes for record in jobs.values() if record.id == change.run]
         if released:
-            self.slurm.release(released)
+            self.slurm.release(list(released))
         return [f"released {job}: a node could not launch it, and Slurm held it" for job in released]
 
     def _blocked(self, record: RunRecord) -> str:

@@ -30,7 +30,9 @@ def command(root: Path, what: tuple[str, ...], local: bool, parallel: int | None
             seen = tick.look(desk.root, desk.store, slurm)
             chosen = find_runs(desk.store, what)
             if slurm is not None:
-                for job in release_held(slurm, seen.snapshot, [one.job for one in chosen.values() if one.state in ACTIVE]):
+                for job in release_held(
+                    slurm, seen.snapshot, dict.fromkeys(one.job for one in chosen.values() if one.state in ACTIVE)
+                ):
                     click.echo(f"released {job}: a node could not launch it, and Slurm held it")
             for name in {name for one in what if (name := sweep_name(desk.store, one)) is not None}:
                 desk.store.note(name, "resumed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +37,8 @@ class Change:
 
 _UNANSWERED = (RunState.SUBMITTING.value, RunState.PLANNED.value)
 """States of a run whose submission has no recorded answer; planned: withdrawn too early."""
+_RUNS = "SELECT runs.*, submissions.runs_per_task FROM runs LEFT JOIN submissions ON submissions.token = runs.token"
+"""Rows for `_run`: a run, and how many share a task of its newest submission."""
 
 
 @lru_cache(maxsize=4096)
@@ -57,6 +60,7 @@ def _run(row: sqlite3.Row) -> RunRecord:
         token=row["token"],
         job=row["job"],
         after_attempt=row["after_attempt"],
+        runs_per_task=row["runs_per_task"] or 1,
         missing_since=row["missing_since"],
         updated_at=row["updated_at"],
     )
@@ -77,11 +81,11 @@ class Store:
     def runs(self, ids: Iterable[str] | None = None) -> dict[str, RunRecord]:
         """All runs, or those named; unknown ids are left out."""
         if ids is None:
-            rows = self.connection.execute("SELECT * FROM runs ORDER BY rowid")
+            rows = self.connection.execute(f"{_RUNS} ORDER BY runs.rowid")
             return {row["id"]: _run(row) for row in rows}
         found: dict[str, RunRecord] = {}
         for one in ids:
-            row = self.connection.execute("SELECT * FROM runs WHERE id = ?", (one,)).fetchone()
+            row = self.connection.execute(f"{_RUNS} WHERE runs.id = ?", (one,)).fetchone()
             if row is not None:
                 found[one] = _run(row)
         return found
@@ -89,7 +93,7 @@ class Store:
     def of_sweep(self, sweep: str) -> dict[str, RunRecord]:
         """The runs that serve a sweep."""
         rows = self.connection.execute(
-            "SELECT runs.* FROM runs JOIN members ON members.run = runs.id WHERE members.sweep = ? ORDER BY runs.rowid", (sweep,)
+            f"{_RUNS} JOIN members ON members.run = runs.id WHERE members.sweep = ? ORDER BY runs.rowid", (sweep,)
         )
         return {row["id"]: _run(row) for row in rows}
 
@@ -150,7 +154,7 @@ class Store:
         ]
 
     def tasks(self, token: str) -> list[str]:
-        """Run ids of a submission by array index."""
+        """Run ids of a submission in the order of its index table."""
         rows = self.connection.execute("SELECT run FROM tasks WHERE token = ? ORDER BY position", (token,))
         return [row["run"] for row in rows]
 
@@ -289,11 +293,12 @@ class Store:
             self.connection.executemany("UPDATE runs SET code_tree = ? WHERE id = ?", ((tree, run) for run in chosen))
             events.append(self.connection, (Event(at=now, subject=run, what="new code", detail=tree) for run in chosen))
 
-    def intend(self, token: str, runs: Sequence[str], *, after: Mapping[str, int], now: float) -> None:
-        """Record a submission before it is made: its token and which array index is which run."""
+    def intend(self, token: str, runs: Sequence[str], *, after: Mapping[str, int], now: float, runs_per_task: int = 1) -> None:
+        """Record a submission before it is made: its token and which array index is which runs."""
         with transaction(self.connection):
             self.connection.execute(
-                "INSERT INTO submissions (token, state, tasks, created_at) VALUES (?, 'intended', ?, ?)", (token, len(runs), now)
+                "INSERT INTO submissions (token, state, tasks, created_at, runs_per_task) VALUES (?, 'intended', ?, ?, ?)",
+                (token, math.ceil(len(runs) / runs_per_task), now, runs_per_task),
             )
             self.connection.executemany(
                 "INSERT INTO tasks (token, position, run) VALUES (?, ?, ?)", ((token, i, run) for i, run in enumerate(runs))
@@ -309,15 +314,19 @@ class Store:
             events.append(self.connection, (Event(at=now, subject=run, what="submitting", detail=token) for run in runs))
 
     def submitted(self, token: str, job: str, *, now: float) -> None:
-        """Record Slurm's answer: task i of the submission is `<job>_<i>`. Runs that have moved on stay as they are."""
+        """Record Slurm's answer: task i of the submission is `<job>_<i>`. Runs that have moved on stay as they are.
+
+        Runs that share a task share its job.
+        """
         with transaction(self.connection):
             self.connection.execute("UPDATE submissions SET state = 'submitted', job = ? WHERE token = ?", (job, token))
             rows = self.connection.execute(
-                "SELECT tasks.run, tasks.position FROM tasks JOIN runs ON runs.id = tasks.run"
+                "SELECT tasks.run, tasks.position / submissions.runs_per_task AS task FROM tasks"
+                " JOIN runs ON runs.id = tasks.run JOIN submissions ON submissions.token = tasks.token"
                 " WHERE tasks.token = ? AND runs.token = tasks.token AND runs.state IN (?, ?)",
                 (token, *_UNANSWERED),
             ).fetchall()
-            tasks = {row["run"]: f"{job}_{row['position']}" for row in rows}
+            tasks = {row["run"]: f"{job}_{row['task']}" for row in rows}
             self.connection.executemany(
                 "UPDATE runs SET state = ?, reason = '', job = ?, updated_at = ? WHERE id = ?",
                 ((RunState.QUEUED.value, task, now, run) for run, task in tasks.items()),

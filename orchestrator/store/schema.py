@@ -39,6 +39,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX events_by_subject ON events (subject);
     CREATE TABLE cursors (run TEXT PRIMARY KEY, tracker_run TEXT NOT NULL, step INTEGER NOT NULL);
     """,
+    "ALTER TABLE submissions ADD COLUMN runs_per_task INTEGER NOT NULL DEFAULT 1",
 )
 
 

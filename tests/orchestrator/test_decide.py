@@ -88,6 +88,46 @@ def test_that_only_done_counts_while_the_job_may_still_live(queue: Mapping[str, 
     assert only_move(decided(a_run(RunState.RUNNING), seen(queue=queue, disk=done))).state is RunState.DONE
 
 
+@pytest.mark.parametrize("queue", [None, RUNNING, {JOB: TaskSeen(state=SlurmState.PENDING)}], ids=["unasked", "running", "waits"])
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        (Status.FAILED, RunState.FAILED),
+        (Status.STOPPED, RunState.STOPPED),
+        (Status.CANCELLED, RunState.CANCELLED),
+        (Status.BLOCKED, RunState.PLANNED),
+    ],
+)
+def test_that_what_a_packed_run_says_counts_while_its_siblings_live(
+    status: Status, state: RunState, queue: Mapping[str, TaskSeen] | None
+) -> None:
+    """A pack that is requeued does not start it again."""
+    packed = a_run(RunState.RUNNING, runs_per_task=4)
+    said = DiskSeen(outcome=outcome(status), newest_attempt=1, attempt_token="t1")
+    assert only_move(decided(packed, seen(queue=queue, disk=said))).state is state
+    for other in (
+        replace(said, attempt_token="t0"),  # of an earlier submission, or another's
+        replace(said, newest_attempt=2),
+        replace(said, outcome=None),
+    ):
+        moves = decided(packed, seen(queue=RUNNING, disk=other))
+        assert all(isinstance(move, Move) and move.state is RunState.RUNNING for move in moves)
+
+
+def test_that_a_packed_run_that_failed_knows_its_node_and_not_how_its_pack_ended() -> None:
+    packed = a_run(RunState.RUNNING, runs_per_task=4)
+    disk = DiskSeen(outcome=outcome(Status.FAILED), newest_attempt=1, attempt_token="t1")
+    timed_out = {JOB: TaskSeen(state=SlurmState.TIMEOUT, nodes="n2", exit="0:1")}
+    assert only_move(decided(packed, seen(queue={}, history=timed_out, disk=disk))).slurm == TaskSeen(
+        state=SlurmState.UNKNOWN, nodes="n2"
+    )
+    running = {JOB: TaskSeen(state=SlurmState.RUNNING, nodes="n1")}
+    assert only_move(decided(packed, seen(queue=running, disk=disk))).slurm == TaskSeen(state=SlurmState.UNKNOWN, nodes="n1")
+    silent = replace(disk, outcome=None)
+    move = only_move(decided(packed, seen(queue={}, history=timed_out, disk=silent)))
+    assert (move.state, move.slurm) == (RunState.TIMED_OUT, timed_out[JOB])
+
+
 def test_that_local_processes_say_nothing_about_jobs_of_slurm() -> None:
     snapshot = Snapshot(at=0.0, queue=None, local={"local:here:1:2": TaskSeen(state=SlurmState.RUNNING)})
     assert decided(a_run(RunState.RUNNING), snapshot) == []

@@ -103,6 +103,21 @@ TABLE: dict[str, tuple[Ended, Trouble, bool]] = {
     "no step finished": (failed(Cause.HANG, "rank 1 finished no step for 900 s"), Trouble.HANG, True),
     "another rank died": (failed(Cause.RANK_DIED, "another rank of the attempt ended"), Trouble.HANG, True),
     "NCCL": (failed(Cause.EXCEPTION, "RuntimeError: NCCL error: unhandled system error"), Trouble.HANG, True),
+    "killed in a pack": (
+        failed(Cause.UNEXPLAINED, "its process was killed by signal 9 (SIGKILL)", slurm=slurm(SlurmState.UNKNOWN, nodes="n1")),
+        Trouble.LOST, True,
+    ),
+    "killed in a pack for memory": (
+        failed(Cause.OUT_OF_MEMORY, "its process was killed by signal 9 (SIGKILL), for its use of memory"), Trouble.HOST_MEMORY,
+        True,
+    ),
+    "died in a pack with a traceback": (
+        failed(Cause.UNEXPLAINED, "its process ended with exit code 1 and no outcome", log=TRACEBACK), Trouble.BUG, False,
+    ),
+    "died in a pack with its device": (
+        failed(Cause.UNEXPLAINED, "its process was killed by signal 6", log=("NVRM: GPU has fallen off the bus",)),
+        Trouble.NODE_FAILURE, True,
+    ),
     "not finite": (failed(Cause.DIVERGED, "FloatingPointError: the loss is nan"), Trouble.DIVERGED, True),
     "a traceback": (failed(Cause.EXCEPTION, "ValueError: no such colour"), Trouble.BUG, False),
     "a traceback, and a node that failed afterwards": (

@@ -126,6 +126,19 @@ def test_that_an_intent_is_answered_by_a_job(store: Store) -> None:
     assert store.tasks("t") == ["b", "a"]
 
 
+def test_that_packed_runs_share_the_job_of_their_task(store: Store) -> None:
+    names = [f"run-{i}" for i in range(5)]
+    add(store, "s", names)
+    store.intend("t", names, after={}, now=NOW, runs_per_task=2)
+    assert [one.tasks for one in store.unanswered(since=0)] == [3]
+    store.submitted("t", "7", now=NOW)
+    assert [one.job for one in store.runs().values()] == ["7_0", "7_0", "7_1", "7_1", "7_2"]
+    assert {one.runs_per_task for one in (*store.runs().values(), *store.of_sweep("s").values())} == {2}
+    store.apply([Change(run="run-4", state=RunState.FAILED), Change(run="run-4", state=RunState.PLANNED)], now=NOW)
+    store.intend("u", ["run-4"], after={}, now=NOW)
+    assert store.runs(["run-4"])["run-4"].runs_per_task == 1
+
+
 def test_that_a_withdrawn_intent_plans_its_runs_again_and_can_still_be_adopted(store: Store) -> None:
     add(store, "s", ["a"])
     store.intend("t", ["a"], after={}, now=NOW)
@@ -189,6 +202,7 @@ def test_that_a_file_of_every_schema_opens_with_its_runs(version: int, tmp_path:
     of_schema(tmp_path / "orch.db", version)
     store = Store(tmp_path / "orch.db")
     assert store.runs()["count-1"].state is RunState.RUNNING
+    assert store.runs()["count-1"].runs_per_task == 1
     assert store.connection.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
     store.close()
 
