@@ -60,7 +60,7 @@ class Submitted:
     """What a round of submissions did."""
 
     arrays: Mapping[str, int] = field(default_factory=dict)
-    """Array job id -> its tasks."""
+    """Array job id -> its runs."""
     held: Mapping[str, str] = field(default_factory=dict)
     """Run id -> why it waits."""
 
@@ -82,7 +82,8 @@ def submit_batches(root: Root, store: Store, cut: Cut) -> Submitted:
         request = ArrayRequest(
             token=token,
             folder=root.slurm / token,
-            tasks=len(batch.runs),
+            tasks=batch.tasks,
+            runs_per_task=batch.runs_per_task,
             resources=batch.resources,
             dependency=dependency(batch, jobs),
         )
@@ -90,7 +91,7 @@ def submit_batches(root: Root, store: Store, cut: Cut) -> Submitted:
         after = {run: newest_attempt(root, run) for run in batch.runs}
         for run in batch.runs:
             root.run_dir(run).cancel_mark.unlink(missing_ok=True)
-        store.intend(token, batch.runs, after=after, now=time.time())
+        store.intend(token, batch.runs, after=after, now=time.time(), runs_per_task=batch.runs_per_task)
         try:
             job = sbatch(request)
         except AnswerLost:
@@ -140,7 +141,10 @@ def cancel(root: Root, store: Store, slurm: Slurm | None, runs: Iterable[RunReco
     chosen = [run for run in runs if run.state in ACTIVE or run.state in (RunState.PLANNED, RunState.LOST)]
     for run in chosen:
         write_atomically(root.run_dir(run.id).cancel_mark, f"{time.time()}\n")
-    tasks = [run.job for run in chosen if run.job and not run.job.startswith(LOCAL_JOB)]
+    ids = {run.id for run in chosen}
+    kept = {run.job for run in store.runs().values() if run.runs_per_task > 1 and run.state in ACTIVE and run.id not in ids}
+    jobs = dict.fromkeys(run.job for run in chosen if run.job and not run.job.startswith(LOCAL_JOB))
+    tasks = [job for job in jobs if job not in kept]  # a pack with runs that nobody cancels finds the others' marks
     for run in chosen:
         if run.job.startswith(LOCAL_JOB) and run.state is RunState.RUNNING:
             terminate(run.job)

@@ -2,11 +2,14 @@
 
 Dependencies are hints that save a node from starting a job that could only end as blocked; the job verifies its needs.
 `afterok` names the tasks that a whole batch waits for; `aftercorr` is used only between identical index tables.
+Packed runs share a task in the order of the index table, and an array only with runs of their own code tree: a pack's supervisor
+comes from its first run's code.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 from orchestrator.lifecycle import ACTIVE, RunState
 from orchestrator.local_process import LOCAL_JOB
 from orchestrator.records import RunRecord
+from orchestrator.resources import runs_per_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +45,18 @@ class Batch:
     """One future sbatch call."""
 
     runs: tuple[str, ...]
-    """By array index."""
+    """In the order of the index table; task i has those from i * runs_per_task on."""
+    runs_per_task: int = 1
     resources: Mapping[str, Any]
     after: tuple[str | Task, ...] = ()
     """What every task waits for: jobs that Slurm has already, and tasks of earlier batches."""
     aligned_with: int | None = None
     """Earlier batch with the identical index table: task i waits for its task i."""
+
+    @property
+    def tasks(self) -> int:
+        """Of the array; the last one may have fewer runs than the others."""
+        return math.ceil(len(self.runs) / self.runs_per_task)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,40 +99,58 @@ def _upstream(run: RunRecord, records: Mapping[str, RunRecord], placed: Mapping[
     waiting = [need for need in run.needs.values() if records[need].state is not RunState.DONE]
     named = {need: name for need in waiting if (name := placed.get(need) or records[need].job)}
     implied = {deeper for need in named for deeper in records[need].needs.values()}
-    return tuple(sorted((name for need, name in named.items() if need not in implied), key=str))
+    return tuple(sorted({name for need, name in named.items() if need not in implied}, key=str))
 
 
-def _aligned(pairs: Sequence[tuple[Task, RunRecord]]) -> list[RunRecord] | None:
-    """The runs by the index of the one task that each waits for, if those indices are exactly 0 .. n-1."""
-    ordered = sorted(pairs, key=lambda pair: pair[0].index)
-    return [run for _, run in ordered] if [task.index for task, _ in ordered] == list(range(len(ordered))) else None
+@dataclass(frozen=True, kw_only=True)
+class _Follower:
+    """A run that waits, apart from what all of its group wait for, for one task of an earlier batch."""
+
+    task: Task
+    position: int
+    """Of the needed run in that batch's index table."""
+    run: RunRecord
+
+
+def _following(followers: Sequence[_Follower], batch: int, common: tuple[str | Task, ...]) -> list[Batch]:
+    """Batches of the runs that follow an earlier batch: one if both index tables are identical, else one for each task."""
+    ordered = sorted(followers, key=lambda one: one.position)
+    ids = tuple(one.run.id for one in ordered)
+    resources, each = ordered[0].run.resources, runs_per_task(ordered[0].run.resources)
+    if all(one.position == i and one.task.index == i // each for i, one in enumerate(ordered)):
+        return [Batch(runs=ids, runs_per_task=each, resources=resources, after=common, aligned_with=batch)]
+    found = []
+    for start in range(0, len(ordered), each):
+        tasks = tuple(dict.fromkeys(one.task for one in ordered[start : start + each]))
+        found.append(Batch(runs=ids[start : start + each], runs_per_task=each, resources=resources, after=common + tasks))
+    return found
 
 
 def _pieces(group: Sequence[RunRecord], records: Mapping[str, RunRecord], batches: Sequence[Batch], size: int) -> list[Batch]:
-    """Cut runs of one level and one resource set so that each piece has one dependency form."""
-    placed = {run: Task(batch=b, index=i) for b, batch in enumerate(batches) for i, run in enumerate(batch.runs)}
+    """Cut runs of one level and one resource set so that each piece has one dependency form and at most `size` tasks."""
+    positions = {run: i for batch in batches for i, run in enumerate(batch.runs)}
+    placed = {
+        run: Task(batch=b, index=i // batch.runs_per_task) for b, batch in enumerate(batches) for i, run in enumerate(batch.runs)
+    }
     upstream = {run.id: _upstream(run, records, placed) for run in group}
     common = tuple(one for one in upstream[group[0].id] if all(one in mine for mine in upstream.values()))
     by_own: dict[tuple[str | Task, ...], list[RunRecord]] = {}
     for run in group:
         by_own.setdefault(tuple(one for one in upstream[run.id] if one not in common), []).append(run)
-    per_batch: dict[int, list[tuple[Task, RunRecord]]] = {}
+    following: dict[int, list[_Follower]] = {}
     found: list[Batch] = []
-    resources = group[0].resources
+    resources, each = group[0].resources, runs_per_task(group[0].resources)
     for own, members in by_own.items():
-        if len(own) == 1 and len(members) == 1 and isinstance(own[0], Task):
-            per_batch.setdefault(own[0].batch, []).append((own[0], members[0]))
+        if len(own) == 1 and isinstance(own[0], Task) and len(members) <= each:
+            for run in members:
+                position = min(positions[need] for need in run.needs.values() if placed.get(need) == own[0])
+                following.setdefault(own[0].batch, []).append(_Follower(task=own[0], position=position, run=run))
             continue
-        for start in range(0, len(members), size):
-            ids = tuple(run.id for run in members[start : start + size])
-            found.append(Batch(runs=ids, resources=resources, after=common + own))
-    for batch, pairs in sorted(per_batch.items()):
-        ordered = _aligned(pairs)
-        if ordered is not None:
-            ids = tuple(run.id for run in ordered)
-            found.append(Batch(runs=ids, resources=resources, after=common, aligned_with=batch))
-        else:
-            found += [Batch(runs=(run.id,), resources=resources, after=(*common, task)) for task, run in pairs]
+        for start in range(0, len(members), size * each):
+            ids = tuple(run.id for run in members[start : start + size * each])
+            found.append(Batch(runs=ids, runs_per_task=each, resources=resources, after=common + own))
+    for batch, followers in sorted(following.items()):
+        found += _following(followers, batch, common)
     return found
 
 
@@ -159,15 +187,16 @@ def cut(planned: Sequence[RunRecord], records: Mapping[str, RunRecord], limits: 
             if any(need in held for need in run.needs.values()):
                 held[run.id] = "waits for runs held back by the site's limit"
             else:
-                groups.setdefault(json.dumps(dict(run.resources), sort_keys=True), []).append(run)
+                code = run.code_tree if runs_per_task(run.resources) > 1 else ""
+                groups.setdefault(json.dumps([dict(run.resources), code], sort_keys=True), []).append(run)
         for group in groups.values():
             for piece in _pieces(group, records, batches, limits.max_array_size):
-                fitting = piece.runs if room is None else piece.runs[:room]
+                fitting = piece.runs if room is None else piece.runs[: room * piece.runs_per_task]
                 over = piece.runs[len(fitting) :]
                 held |= dict.fromkeys(over, "the site's limit of queued jobs; `orch watch` or `orch resume` goes on later")
-                room = None if room is None else room - len(fitting)
-                if fitting:
-                    batches.append(replace(piece, runs=fitting))
+                if fitting:  # one run alone is no pack
+                    batches.append(replace(piece, runs=fitting, runs_per_task=min(piece.runs_per_task, len(fitting))))
+                    room = None if room is None else room - batches[-1].tasks
     return Cut(batches=tuple(batches), held=held)
 
 

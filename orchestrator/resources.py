@@ -60,6 +60,7 @@ _WHOLE_KEYS = {
     "gpus_per_task": 0,
     "cpus_per_task": 1,
     "cpus_per_gpu": 0,
+    "runs_per_gpu": 1,
 }
 _MEMORY_KEYS = ("mem_gb", "mem_per_cpu", "mem_per_gpu")
 _UNITS_MIB = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
@@ -85,6 +86,35 @@ def unreadable(resources: Mapping[str, Any], where: str) -> list[Problem]:
                 Problem(what="not an amount of memory", where=f"{where}.{key}", value=str(value), allowed="16, 4000M, 16G")
             )
     return found
+
+
+def runs_per_task(resources: Mapping[str, Any]) -> int:
+    """How many runs share a task, and so its GPU if it has one."""
+    return _whole(resources, "runs_per_gpu", 1)
+
+
+def unpackable(resources: Mapping[str, Any], where: str) -> list[Problem]:
+    """Why runs that ask for this cannot share a task: each of them would need more than one."""
+    if unreadable(resources, where) or runs_per_task(resources) == 1:
+        return []
+    asked = {
+        "nodes": _whole(resources, "nodes", 1),
+        "tasks_per_node": _whole(resources, "tasks_per_node", 1),
+        "gpus_per_node": _whole(resources, "gpus_per_node", 0),
+        "gpus_per_task": _whole(resources, "gpus_per_task", 0),
+        "gres": count_gpus(str(resources.get("gres") or "")),
+    }
+    return [
+        Problem(
+            what=f"{runs_per_task(resources)} runs share a task (runs_per_gpu), and such a task has one node and at most one GPU",
+            where=f"{where}.{key}",
+            value=str(resources[key]),
+            allowed="1",
+            hint="leave `runs_per_gpu` out for runs of several tasks, nodes or GPUs",
+        )
+        for key, amount in asked.items()
+        if amount > 1
+    ]
 
 
 def _whole(resources: Mapping[str, Any], key: str, default: int) -> int:

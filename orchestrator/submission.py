@@ -6,9 +6,10 @@ Everything that can be wrong is found before the first write; a refused submissi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jobs
 from jobs.contract import write_atomically
@@ -25,6 +26,7 @@ from orchestrator import workspace
 from orchestrator.errors import Problem, UserError
 from orchestrator.lifecycle import RESUMABLE, RunState
 from orchestrator.records import CellRecord, KnownSweep, RunRecord
+from orchestrator.resources import unpackable
 from orchestrator.site import Site, check_resources
 from orchestrator.store.runs import Store
 from orchestrator.sweep.compose import Composer
@@ -175,6 +177,7 @@ def make_plan(path: Path, store: Store | None, *, only: Sequence[str] = (), over
         existing=lambda run_id: None,
         code_tree=workspace.tree_hash(checkout()),
     )
+    check_packing(made)
     return made if store is None else beside_store(made, store)
 
 
@@ -184,12 +187,22 @@ def beside_store(made: Plan, store: Store) -> Plan:
     return replace(made, runs={run: replace(one, known=known.get(run)) for run, one in made.runs.items()})
 
 
+def check_packing(made: Plan) -> None:
+    """Raise UserError when the runs of a step shall share tasks and cannot."""
+    _check_steps(made, unpackable)
+
+
 def check_site(made: Plan, site: Site) -> None:
     """Raise UserError when a step asks for what no node of the site has."""
+    _check_steps(made, lambda resources, where: check_resources(site, resources, where=where))
+
+
+def _check_steps(made: Plan, check: Callable[[Mapping[str, Any], str], list[Problem]]) -> None:
+    """Check what each step asks for; (resources, place) -> problems."""
     problems: list[Problem] = []
     for step in made.sweep.pipeline:
         used = next((run.resources for run in made.runs.values() if run.step == step), {})
-        problems += check_resources(site, used, where=f"{made.sweep.path}: resources.{step}")
+        problems += check(used, f"{made.sweep.path}: resources.{step}")
     if problems:
         raise UserError(*problems)
 

@@ -68,7 +68,7 @@ def submit_planned(
             pending += [need for need in records[run].needs.values() if need in records]
     planned = [record for run, record in records.items() if run in wanted]
     if limits.max_tasks is not None:
-        queued = sum(1 for record in records.values() if record.state in ACTIVE)
+        queued = len({record.job or record.id for record in records.values() if record.state in ACTIVE})  # tasks, not runs
         limits = replace(limits, max_tasks=max(0, limits.max_tasks - queued))
     avoided = nodes_to_avoid(store, limits, policy or Policy(), now=time.time() if now is None else now)
     if not avoided:

@@ -202,8 +202,8 @@ def test_that_a_target_to_call_is_not_taken_into_a_configuration() -> None:
 RESOURCES = {"timeout_min": 10, "cpus_per_task": 1, "nodes": 1}
 
 
-def ran(request: ArrayRequest, run_dir: Path, tmp_path: Path) -> list[str]:
-    """The arguments of srun when bash runs the script as Slurm would."""
+def ran(request: ArrayRequest, place: Path, tmp_path: Path, *, task: int = 0) -> list[str]:
+    """The arguments of srun, called in `place`, when bash runs the script as Slurm would."""
     (tmp_path / "bin").mkdir(exist_ok=True)
     said = tmp_path / "said.json"
     stub = f"#!{sys.executable}\nimport json, os, sys\njson.dump([os.getcwd(), sys.argv[1:]], open({str(said)!r}, 'w'))\n"
@@ -211,11 +211,11 @@ def ran(request: ArrayRequest, run_dir: Path, tmp_path: Path) -> list[str]:
     (tmp_path / "bin" / "srun").chmod(0o755)
     script = request.folder / "submission.sh"
     assert subprocess.run(["bash", "-n", str(script)], capture_output=True).stderr == b""
-    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "0"}
+    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": str(task)}
     done = subprocess.run(["bash", str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    place, arguments = json.loads(said.read_text())
-    assert place == str(run_dir)
+    found, arguments = json.loads(said.read_text())
+    assert found == str(place)
     return list(arguments)
 
 
@@ -235,6 +235,24 @@ def test_that_a_path_stays_data_in_the_script(name: str, tmp_path: Path) -> None
     for line in request.script().splitlines():
         if line.startswith("#SBATCH --chdir="):
             assert shlex.split(line.partition("=")[2]) == [str(folder)]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_that_the_paths_of_a_pack_stay_data_in_the_script(name: str, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    root = Path(os.path.normpath(base / name)) if name == ".." else base / name
+    run_dirs = [root / "runs" / f"count-{number}" for number in range(3)]
+    (root / "slurm").mkdir(mode=0o700, parents=True, exist_ok=True)
+    request = ArrayRequest(
+        token="0123456789ab", folder=root / "slurm" / "0123456789ab", tasks=2, runs_per_task=2,
+        resources=RESOURCES | {"runs_per_gpu": 2}, python=f"/opt/{name}/python",
+    )  # fmt: skip
+    write_index(request, run_dirs)
+    for task, members in enumerate((run_dirs[:2], run_dirs[2:])):
+        arguments = ran(request, tmp_path, tmp_path, task=task)
+        assert arguments[-3 - len(members) :] == [f"/opt/{name}/python", "-m", "jobs.pack", *map(str, members)]
+    assert not list(tmp_path.rglob("pwned"))
 
 
 @pytest.mark.parametrize("text", HOSTILE)

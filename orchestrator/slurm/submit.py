@@ -1,7 +1,8 @@
 """From a batch of runs to one sbatch array: submitit renders and submits; its pickles and its wrapper are not used.
 
 The script's name carries the submission token, its index table says which array index is which run, and every task is
-`python -m jobs RUN_DIR` under `srun`, one task per GPU. Golden scripts in tests/orchestrator/golden show the whole text.
+`python -m jobs RUN_DIR` under `srun`, one task per GPU, or a pack of runs on one: `python -m jobs.pack RUN_DIR...`. Golden
+scripts in tests/orchestrator/golden show the whole text.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from orchestrator.errors import ClusterError, Problem
 
 JOB_PREFIX = "orch-"
 """Job names are `orch-<token>`: sacct's comment comes back empty on many sites, the name does not."""
-DROPPED = ("submitit_folder", "max_num_timeout", "stderr_to_stdout", "name", "_target_")
-"""Launcher keys that mean something to hydra-submitit-launcher alone."""
+DROPPED = ("submitit_folder", "max_num_timeout", "stderr_to_stdout", "name", "_target_", "runs_per_gpu")
+"""Keys that mean something to hydra-submitit-launcher alone, or to us alone."""
 KEPT_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SLURM_CONF")
 """What sbatch (and so the job) inherits: nothing of an enclosing job, and no secrets."""
+_PACK = 'jobs.pack "${RUN_DIRS[@]}"'
 SBATCH_TIMEOUT_S = 120.0
 _LOST_ANSWER = re.compile(r"timed out|zero bytes|unexpected message|communication|transport", re.IGNORECASE)
 """Words of sbatch that leave open whether the controller has taken the job."""
@@ -51,6 +53,8 @@ class ArrayRequest:
     folder: Path
     """ROOT/slurm/TOKEN."""
     tasks: int
+    runs_per_task: int = 1
+    """Above 1, a task is a pack: `python -m jobs.pack` with so many run directories (the last task: with those that are left)."""
     resources: Mapping[str, Any]
     """Values of the launcher's schema."""
     dependency: str = ""
@@ -58,7 +62,7 @@ class ArrayRequest:
 
     @property
     def index_table(self) -> Path:
-        """One run directory per line; the line number is the array index."""
+        """One run directory per line; the line number, divided by `runs_per_task`, is the array index."""
         return self.folder / "index"
 
     def parameters(self) -> dict[str, Any]:
@@ -80,11 +84,20 @@ class ArrayRequest:
         return chosen | {"job_name": f"{JOB_PREFIX}{self.token}", "use_srun": False, "stderr_to_stdout": True}
 
     def _setup(self, signal_delay_s: int) -> list[str]:
+        index, each = shlex.quote(str(self.index_table)), self.runs_per_task
+        if each == 1:
+            code = "$RUN_DIR/code"
+            found = [f'RUN_DIR="$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {index})"', 'cd "$RUN_DIR" || exit 2']
+        else:
+            code = "${RUN_DIRS[0]}/code"
+            found = [
+                f'mapfile -t -s "$((SLURM_ARRAY_TASK_ID * {each}))" -n {each} RUN_DIRS < {index}',
+                '[ "${#RUN_DIRS[@]}" -gt 0 ] || exit 2',
+            ]
         return [
-            f'RUN_DIR="$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(self.index_table))})"',
-            'cd "$RUN_DIR" || exit 2',
+            *found,
             f"export ORCH_TOKEN={shlex.quote(self.token)} ORCH_SIGNAL_DELAY_S={signal_delay_s}",
-            'export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code" PYTHONUNBUFFERED=1',
+            f'export PYTHONSAFEPATH=1 PYTHONPATH="{code}" PYTHONUNBUFFERED=1',
             "export CUBLAS_WORKSPACE_CONFIG=:4096:8",
             # srun does not take it over from sbatch since Slurm 22.05
             *([f"export SRUN_CPUS_PER_TASK={int(cpus)}"] if (cpus := self.resources.get("cpus_per_task")) else []),
@@ -92,10 +105,11 @@ class ArrayRequest:
 
     def command(self) -> str:
         """The script's last line. The notice signals are blocked before Python's first instruction."""
+        log, task = ("logs/%A_%a.%t.log", 'jobs "$RUN_DIR"') if self.runs_per_task == 1 else ("%A_%a.log", _PACK)
         return (
             "exec srun --unbuffered --kill-on-bad-exit=1 --open-mode=append "
-            '--output="logs/%A_%a.%t.log" --error="logs/%A_%a.%t.log" '
-            f'env --block-signal=USR2 --block-signal=TERM {shlex.quote(self.python)} -m jobs "$RUN_DIR"'
+            f'--output="{log}" --error="{log}" '
+            f"env --block-signal=USR2 --block-signal=TERM {shlex.quote(self.python)} -m {task}"
         )
 
     def script(self) -> str:

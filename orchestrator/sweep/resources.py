@@ -1,4 +1,4 @@
-"""The words of `resources:`: the fields of hydra-submitit-launcher's Slurm schema, with their types. Pure."""
+"""The words of `resources:`: the fields of hydra-submitit-launcher's Slurm schema, and a few of ours, with their types. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from orchestrator.sweep.document import Item, Reader
 
 RESERVED = frozenset({"_target_", "submitit_folder", "name", "stderr_to_stdout", "max_num_timeout"})
 """Fields of the schema that `orch` decides itself: names carry tokens, and retries go by cause, not by count."""
-AT_LEAST_ONE = frozenset({"timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "array_parallelism", "mem_gb"})
+OWN: Mapping[str, Any] = {"runs_per_gpu": int}
+"""Words that `orch` has beside the schema: so many runs share a task."""
+AT_LEAST_ONE = frozenset(
+    {"timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "array_parallelism", "mem_gb", "runs_per_gpu"}
+)
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 MOST = 10_000_000
 """Larger than any sensible count, minute or gigabyte."""
@@ -25,7 +29,7 @@ def vocabulary() -> Mapping[str, Any]:
     from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf  # type: ignore[import-untyped]  # the plugin ships no types
 
     hints = typing.get_type_hints(SlurmQueueConf)
-    return {name: hint for name, hint in sorted(hints.items()) if name not in RESERVED}
+    return {name: hint for name, hint in sorted([*hints.items(), *OWN.items()]) if name not in RESERVED}
 
 
 def read_resources(reader: Reader, item: Item) -> dict[str, Any]:

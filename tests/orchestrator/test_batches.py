@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.batches import Cut, Limits, Task, cut, dependency, waits_for
+from orchestrator.batches import Batch, Cut, Limits, Task, cut, dependency, waits_for
 from orchestrator.lifecycle import ACTIVE, RunState
 from orchestrator.records import RunRecord
 
@@ -106,6 +107,65 @@ def test_that_a_run_with_several_waiting_needs_names_them_all() -> None:
     assert texts(made) == ["", "", "afterok:100_0:101_0"]
 
 
+# --- packed -----------------------------------------------------------------------------------------------------------
+
+PACKED = {"gpus_per_node": 1, "runs_per_gpu": 4}
+
+
+def packed(trains: int, *, together: bool = False) -> list[RunRecord]:
+    """A packed training run per seed, an evaluation each, packed as well or not."""
+    found = [run("prepare-0", state=RunState.DONE), *(run(f"train-{i}", "prepare-0", resources=PACKED) for i in range(trains))]
+    return found + [run(f"evaluate-{i}", f"train-{i}", resources=PACKED if together else SMALL) for i in range(trains)]
+
+
+def test_that_packed_runs_share_tasks_and_limits_count_tasks() -> None:
+    runs = [run(f"count-{i}", resources=PACKED) for i in range(11)]
+    made = cut_all(runs, Limits(max_array_size=2))
+    assert [(len(batch.runs), batch.runs_per_task, batch.tasks) for batch in made.batches] == [(8, 4, 2), (3, 3, 1)]
+    made = cut_all(runs, Limits(max_tasks=2))
+    assert [(len(batch.runs), batch.tasks) for batch in made.batches] == [(8, 2)]
+    assert sorted(made.held) == ["count-10", "count-8", "count-9"]
+
+
+def test_that_a_run_alone_is_no_pack() -> None:
+    (batch,) = cut_all([run("count-0", resources=PACKED)]).batches
+    assert (batch.runs_per_task, batch.tasks) == (1, 1)
+
+
+def test_that_runs_of_different_code_share_no_pack() -> None:
+    runs = [replace(run(f"count-{i}", resources=PACKED), code_tree="ab"[i % 2]) for i in range(6)]
+    made = cut_all(runs)
+    assert [batch.runs for batch in made.batches] == [("count-0", "count-2", "count-4"), ("count-1", "count-3", "count-5")]
+    lone = [replace(one, resources=SMALL) for one in runs]
+    assert len(cut_all(lone).batches) == 1
+
+
+def test_that_dependencies_of_packs_speak_of_tasks() -> None:
+    made = cut_all(packed(6))
+    assert [(batch.runs, text) for batch, text in zip(made.batches[1:], texts(made)[1:], strict=True)] == [
+        (tuple(f"evaluate-{i}" for i in range(4)), "afterok:100_0"),
+        (("evaluate-4", "evaluate-5"), "afterok:100_1"),
+    ]
+
+
+def test_that_packs_follow_packs_task_by_task_where_their_index_tables_are_identical() -> None:
+    made = cut_all(packed(6, together=True))
+    assert [batch.tasks for batch in made.batches] == [2, 2]
+    assert texts(made) == ["", "aftercorr:100"]
+    without = [one for one in packed(6, together=True) if one.id != "evaluate-1"]
+    made = cut_all(without)
+    assert [batch.runs for batch in made.batches[1:]] == [
+        ("evaluate-0", "evaluate-2", "evaluate-3", "evaluate-4"),
+        ("evaluate-5",),
+    ]
+    assert texts(made)[1:] == ["afterok:100_0:100_1", "afterok:100_1"]
+
+
+def test_that_a_pack_of_runs_that_follow_lone_tasks_waits_for_them_all() -> None:
+    runs = [replace(one, resources=SMALL if one.kind == "train" else PACKED) for one in packed(6, together=True)]
+    assert texts(cut_all(runs)) == ["", "afterok:100_0:100_1:100_2:100_3", "afterok:100_4:100_5"]
+
+
 # --- held back -------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +226,7 @@ def test_that_nothing_fits_into_a_full_queue() -> None:
 def pipelines(draw: st.DrawFn) -> list[RunRecord]:
     """Random prepare <- train <- evaluate forests in random states."""
     states = st.sampled_from(list(RunState))
-    resources = st.sampled_from([SMALL, LARGE])
+    resources = st.sampled_from([SMALL, LARGE, {"runs_per_gpu": 2}, {"runs_per_gpu": 3}])
     runs: list[RunRecord] = []
     for kind, below in (("prepare", None), ("train", "prepare"), ("evaluate", "train")):
         candidates = [one for one in runs if one.kind == below]
@@ -177,6 +237,11 @@ def pipelines(draw: st.DrawFn) -> list[RunRecord]:
             job = f"9_{len(runs)}" if state in (RunState.QUEUED, RunState.RUNNING) else ""
             runs.append(run(f"{kind}-{i}", *needs, state=state, resources=draw(resources), job=job))
     return runs
+
+
+def in_task(batch: Batch, index: int) -> set[str]:
+    """The runs of one task."""
+    return set(batch.runs[index * batch.runs_per_task :][: batch.runs_per_task])
 
 
 @settings(max_examples=300, deadline=None)
@@ -190,14 +255,14 @@ def test_that_every_planned_run_is_placed_once_or_held_and_never_before_its_need
     planned = {one.id for one in runs if one.state is RunState.PLANNED}
     assert sorted([*placed, *made.held]) == sorted(planned)
     assert sum(len(batch.runs) for batch in made.batches) == len(placed)
-    assert all(1 <= len(batch.runs) <= size for batch in made.batches)
-    assert room is None or len(placed) <= room
+    assert all(1 <= batch.tasks <= size for batch in made.batches)
+    assert room is None or sum(batch.tasks for batch in made.batches) <= room
     for one, (b, i) in placed.items():
         batch = made.batches[b]
         assert records[one].resources == batch.resources
-        waited = {made.batches[t.batch].runs[t.index] if isinstance(t, Task) else t for t in batch.after}
+        waited = {name for t in batch.after for name in (in_task(made.batches[t.batch], t.index) if isinstance(t, Task) else [t])}
         if batch.aligned_with is not None:
-            waited.add(made.batches[batch.aligned_with].runs[i])
+            waited |= in_task(made.batches[batch.aligned_with], i // batch.runs_per_task)
         for need in records[one].needs.values():
             match records[need].state:
                 case RunState.DONE:

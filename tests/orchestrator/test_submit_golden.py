@@ -29,6 +29,7 @@ SCRIPTS = {
         dependency="afterok:41_0:41_3",
     ),
     "evaluate": replace(request(timeout_min=30, gpus_per_node=1), tasks=500, dependency="aftercorr:42"),
+    "packed": replace(request(timeout_min=60, gpus_per_node=1, cpus_per_task=4, runs_per_gpu=4), tasks=3, runs_per_task=4),
 }  # fmt: skip
 
 
