@@ -405,6 +405,16 @@ def test_that_a_run_cancelled_while_it_left_is_cancelled_and_its_sibling_goes_on
     assert (made._leave(), task.requeues, statuses(runs)) == (ExitCode.DONE, 1, [None, Status.CANCELLED])
 
 
+def test_that_a_task_is_not_requeued_for_runs_that_were_all_cancelled_while_they_left(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, runs = left(task, monkeypatch)
+    for run in runs:
+        run.cancel_mark.touch()
+    task.says(EVICTED)
+    assert (made._leave(), task.requeues, statuses(runs)) == (ExitCode.DONE, 0, [Status.CANCELLED] * 2)
+
+
 def test_that_a_controller_that_does_not_answer_stops_the_runs_with_that_reason(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,8 @@ def test_that_packed_runs_share_tasks_and_limits_count_tasks() -> None:
     made = cut_all(runs, Limits(max_tasks=2))
     assert [(len(batch.runs), batch.tasks) for batch in made.batches] == [(8, 2)]
     assert sorted(made.held) == ["count-10", "count-8", "count-9"]
+    made = cut_all([*runs[:6], *(run(f"lone-{i}") for i in range(2))], Limits(max_tasks=4))
+    assert [batch.tasks for batch in made.batches] == [2, 2]
 
 
 def test_that_a_run_alone_is_no_pack() -> None:
