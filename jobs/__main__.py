@@ -37,12 +37,9 @@ from jobs.data.errors import DataError
 from jobs.eviction import PACK, Slurm, Verdict
 from jobs.journal import CHECKPOINT, END, read_attempt
 from jobs.ranks import Meeting, Ranks
-from jobs.spec import FrozenRun
+from jobs.spec import SINGLE_PROCESS, FrozenRun
 
 log = logging.getLogger("jobs")
-
-SINGLE_PROCESS = frozenset({"count", "prepare"})
-"""Kinds that rank 0 does alone; further ranks end at once."""
 
 
 def job_function(kind: str) -> Callable[[Run], Finished]:

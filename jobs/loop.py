@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from jobs import environment, films, panels, part_panels, scoring
+from jobs.accumulation import micro_batches
 from jobs.attempt import Run
 from jobs.batches import Batch, StepDataset, step_batches
 from jobs.checkpoint import Checkpoint
@@ -60,12 +61,20 @@ class Training:
     watchdog: Watchdog
     samples: Samples = field(init=False)
     saver: Saver = field(init=False)
+    accumulation: int = field(init=False)
+    """Micro-batches of each rank per step."""
     _held_out: Samples | None = None
     _flushed_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.samples = open_samples(self.run, self.spec, self.store, "train", self.group.device)
         self.saver = Saver(run=self.run, state=self.state, runtime=self.spec.runtime)
+        self.accumulation = micro_batches(
+            self.spec.runtime.accumulation,
+            planned_tasks=self.run.frozen.planned_tasks,
+            world_size=self.group.world_size,
+            batch_size=self.spec.batch_size,
+        )
 
     def restore(self) -> None:
         """Rank 0 picks the newest valid checkpoint and tells the others which; every rank loads it."""
@@ -96,8 +105,10 @@ class Training:
         mine = (self.group.world_size, self.spec.runtime.threads)
         step = 0 if found is None else found.step
         self.run.journal.event(
-            step, START, cpu=environment.cpu_model(), device=str(self.group.device), world_size=mine[0], threads=mine[1]
-        )
+            step, START, cpu=environment.cpu_model(), device=str(self.group.device), world_size=mine[0], threads=mine[1],
+            accumulation=self.accumulation,
+        )  # fmt: skip
+        log.info("world size %d, %d micro-batches per step and rank", mine[0], self.accumulation)
         if found is not None and (found.world_size, found.threads) != mine:
             log.warning(
                 "the checkpoint was made with %s ranks and %s threads, this attempt has %s and %s: "
@@ -151,7 +162,7 @@ class Training:
             batch,
             self.group,
             step=state.step + 1,
-            accumulation=spec.runtime.accumulation,
+            accumulation=self.accumulation,
         )
         names = loss_names(spec)
         zero = torch.zeros((), device=self.group.device)

@@ -312,6 +312,10 @@ JOB_KINDS: dict[str, type[Spec]] = {
 }
 
 
+SINGLE_PROCESS = frozenset({"count", "prepare"})
+"""Kinds that rank 0 does alone; further ranks end at once."""
+
+
 class FrozenRun(Spec):
     """What `spec.json` in a run directory holds: everything that a job may read about itself."""
 
@@ -325,6 +329,8 @@ class FrozenRun(Spec):
     code_dirty: bool = False
     environment: str = ""
     """Fingerprint of the installed packages at submit (jobs.environment)."""
+    planned_tasks: int = Field(default=0, ge=0)
+    """The world size that `runtime.accumulation` is meant for, of a run that may have others; 0: every size takes it as it is."""
 
 
 AnyJob = CountSpec | PrepareSpec | EmbedSpec | TrainSpec | EvaluateSpec

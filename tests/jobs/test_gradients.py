@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from running import MODEL, OBJECTIVES, in_group
 from torch import Tensor
 
+from jobs.accumulation import micro_batches
 from jobs.batches import Batch
 from jobs.data.sampler import share
 from jobs.distributed import Group
@@ -20,6 +21,7 @@ from jobs.spec import TrainSpec
 from jobs.state import TrainState, build_state, loss_names, loss_parts
 from models.part_types import PartInputs, PartOutput, Warped
 from models.slot_model import ConditionedInputs, Inputs
+from models.spec import ObjectiveSpec
 from models.warps import WARP_NUMBERS, warp_grid
 
 TOTALS = (8, 7, 3)
@@ -233,6 +235,30 @@ def test_that_micro_batches_of_their_own_statistics_would_differ(tmp_path: Path)
 def test_that_more_micro_batches_than_images_are_fine(tmp_path: Path) -> None:
     (found,) = in_group(tmp_path, 1, partial(summed, name="covariance, layernorm", total=3, accumulation=9))
     assert difference(found, oracle("covariance, layernorm", 3)) < ROUNDING
+
+
+PLANNED = {"planned_tasks": 4, "batch_size": 8}
+"""With an accumulation of 2 the ranks have micro-batches of one image, whatever their number."""
+
+
+def adapted_cases(group: Group) -> dict[str, dict[str, Tensor]]:
+    parts = micro_batches(2, world_size=group.world_size, **PLANNED)
+    return {name: summed(group, name, PLANNED["batch_size"], parts) for name in CASES | SLOW}
+
+
+def test_that_the_cases_have_every_objective_there_is() -> None:
+    kinds = {spec.model_fields["kind"].default for spec in get_args(get_args(ObjectiveSpec)[0])}
+    assert kinds == {objective["kind"] for _, objective in (CASES | SLOW).values()}
+
+
+def test_that_any_world_size_with_its_own_accumulation_finds_the_same_gradient(tmp_path: Path) -> None:
+    expected = {name: oracle(name, PLANNED["batch_size"]) for name in CASES | SLOW}
+    for world_size in (1, 2, 4):
+        for rank in in_group(tmp_path / str(world_size), world_size, adapted_cases):
+            for name, found in rank.items():
+                wrong = difference(found, expected[name]), scalar_difference(found, expected[name])
+                assert wrong[0] < (10 * ROUNDING if name in ("video", *SLOW) else ROUNDING), (world_size, name, wrong)
+                assert wrong[1] < 1e-6, (world_size, name, wrong)
 
 
 def test_that_only_terms_with_a_weight_are_logged() -> None:

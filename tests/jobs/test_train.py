@@ -68,6 +68,25 @@ def at_step(step: int, what: Callable[[loop.Training], None], *, rank: int | Non
     return hook
 
 
+def with_rows_up_to(most: int, hook: Callable[[], None]) -> Callable[[], None]:
+    """A hook: as another, and the model refuses larger micro-batches."""
+
+    def both() -> None:
+        hook()
+        one_step = loop.Training._one_step
+
+        def watched(training: loop.Training, batch: Any, forward: Any) -> None:
+            def counted(inputs: Any, noise: torch.Tensor) -> Any:
+                assert len(noise) <= most
+                return forward(inputs, noise)
+
+            one_step(training, batch, counted)
+
+        loop.Training._one_step = watched  # type: ignore[method-assign]  # in a fork
+
+    return both
+
+
 def kill_self(training: loop.Training | None = None) -> None:
     if training is not None:
         training.saver.close()  # the checkpoint on its way is whole, on a slow disk too: the tests count on its step
@@ -136,6 +155,22 @@ def test_that_another_world_size_sees_the_same_batches(data: Path, tmp_path: Pat
         [value for _, name, value in series(three) if name == "train/loss"],
         rtol=1e-4,
     )
+
+
+def test_that_an_attempt_of_another_world_size_cuts_its_batches_no_larger_than_planned(data: Path, tmp_path: Path) -> None:
+    """Covariance with a projection pools the batch: over ranks at first, then over micro-batches."""
+    one = finished(tmp_path / "one", data, train_config())
+    elastic = train_run(tmp_path / "elastic", data, train_config())
+    frozen = json.loads(elastic.spec.read_text())
+    elastic.spec.write_text(json.dumps(frozen | {"planned_tasks": 3}))
+    assert attempt(elastic, world_size=3, hook=with_rows_up_to(2, at_step(4, terminate_self)))[0] == ExitCode.STOPPED
+    assert attempt(elastic, world_size=1, hook=with_rows_up_to(2, at_step(8, terminate_self)))[0] == ExitCode.STOPPED
+    assert attempt(elastic, world_size=2, hook=with_rows_up_to(2, lambda: None)) == [0, 0], said(elastic)
+    starts = [entry.detail for entry in read_journal(elastic.journals).counting() if entry.event == "start"]
+    assert [(start["world_size"], start["accumulation"]) for start in starts] == [(3, 1), (1, 3), (2, 2)]
+    for name in ("train/loss", "train/mse"):
+        losses = [[(step, value) for step, metric, value in series(run) if metric == name] for run in (one, elastic)]
+        np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{"runtime": {"workers": 2}}, {"runtime": {"checkpoint_every_steps": 1}}], ids=repr)
