@@ -103,10 +103,11 @@ def more_accumulation(root: Root, ended: Ended) -> int | None:
     """Twice a training run's accumulation; None when its ranks' batches cannot be cut further. Every objective of a training
     run decomposes over micro-batches or pools the global batch, so the step stays the same up to reduction order."""
     try:
-        config: Mapping[str, Any] = json.loads(root.run_dir(ended.run).spec.read_text(encoding="utf-8"))["config"]
+        spec: Mapping[str, Any] = json.loads(root.run_dir(ended.run).spec.read_text(encoding="utf-8"))
+        config = spec["config"]
         if config["kind"] != "train":
             return None
-        ranks = ended.attempts[-1].world_size if ended.attempts else 1
+        ranks = spec.get("planned_tasks") or (ended.attempts[-1].world_size if ended.attempts else 1)
         twice = 2 * int(config["runtime"]["accumulation"])
         return twice if twice * ranks <= int(config["batch_size"]) else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.elastic import node_range
 from orchestrator.errors import Problem
 from orchestrator.slurm.parse import count_gpus
 
@@ -26,7 +27,8 @@ class Demand:
 
 
 def demand(resources: Mapping[str, Any]) -> Demand:
-    """Read launcher values (timeout_min, nodes, gpus_per_node, gpus_per_task, gres, cpus_per_task, mem_gb, ...).
+    """Read launcher values (timeout_min, nodes, gpus_per_node, gpus_per_task, gres, cpus_per_task, mem_gb, ...); of several world
+    sizes the smallest, with which a job can start.
 
     One task per GPU unless `tasks_per_node` says more, as submit has it.
     """
@@ -44,7 +46,7 @@ def demand(resources: Mapping[str, Any]) -> Demand:
         _mebibytes(resources.get("mem_per_gpu")) * gpus,
     )
     return Demand(
-        nodes=_whole(resources, "nodes", 1),
+        nodes=node_range(resources)[0],
         gpus=gpus,
         cpus=cpus,
         memory_mib=max(memory),

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contract import write_atomically
+from orchestrator.elastic import KEY as ELASTIC
+from orchestrator.elastic import world_sizes
 from orchestrator.errors import Problem, UserError
 from orchestrator.resources import Demand, demand, unreadable
 from orchestrator.slurm.client import Slurm
@@ -265,6 +267,23 @@ def check_resources(site: Site, resources: Mapping[str, Any], *, where: str = "r
     return [] if any(not found for found in problems) else problems[0]
 
 
+def most_nodes(site: Site, resources: Mapping[str, Any]) -> int:
+    """The most nodes that the site can ever give a job, of a kind that each has all that it asks for; 0 when it cannot start."""
+    default = site.default_partition.name if site.default_partition else ""
+    named = str(resources.get("partition") or default).split(",")
+    wanted = demand(resources)
+    able = [one for one in site.partitions if one.name in named and not _partition_problems(one, wanted, resources, "", "")]
+    return max((min(one.max_nodes, _fitting_nodes(one, wanted)) if one.shapes else one.max_nodes for one in able), default=0)
+
+
+def _fitting_nodes(partition: Partition, wanted: Demand) -> int:
+    return sum(
+        shape.count
+        for shape in partition.shapes
+        if shape.gpus >= wanted.gpus and shape.cpus >= wanted.cpus and shape.memory_mib >= wanted.memory_mib
+    )
+
+
 def _partition_problems(
     partition: Partition, wanted: Demand, resources: Mapping[str, Any], where: str, listed: str
 ) -> list[Problem]:
@@ -294,7 +313,7 @@ def _partition_problems(
         found.append(
             Problem(
                 what=f"partition {name} gives a job at most {partition.max_nodes} nodes",
-                where=f"{where}.nodes",
+                where=f"{where}.{ELASTIC if world_sizes(resources) else 'nodes'}",
                 value=str(wanted.nodes),
                 allowed=f"1 to {partition.max_nodes}",
             )
@@ -319,11 +338,7 @@ def _shape_problems(partition: Partition, wanted: Demand, where: str) -> list[Pr
         for noun, key, amount, most, unit in measures
         if amount > most
     ]
-    fitting = sum(
-        shape.count
-        for shape in shapes
-        if shape.gpus >= wanted.gpus and shape.cpus >= wanted.cpus and shape.memory_mib >= wanted.memory_mib
-    )
+    fitting = _fitting_nodes(partition, wanted)
     if not found and fitting < min(wanted.nodes, partition.max_nodes):
         kinds = "; ".join(f"{shape.count} x {shape.gpus} GPUs, {shape.cpus} CPUs, {shape.memory_mib} MiB" for shape in shapes)
         found.append(

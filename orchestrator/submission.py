@@ -23,11 +23,13 @@ from models.spec_language import ClipSpec
 from models.spec_parts import FeatureNetSpec, PartSlotsSpec, PartsObjective, TrunkSpec
 from models.spec_video import LpipsSpec, VideoObjective
 from orchestrator import workspace
+from orchestrator.elastic import KEY as ELASTIC
+from orchestrator.elastic import fitted, planned_tasks, world_sizes
 from orchestrator.errors import Problem, UserError
 from orchestrator.lifecycle import RESUMABLE, RunState
 from orchestrator.records import CellRecord, KnownSweep, RunRecord
 from orchestrator.resources import unpackable
-from orchestrator.site import Site, check_resources
+from orchestrator.site import Site, check_resources, most_nodes
 from orchestrator.store.runs import Store
 from orchestrator.sweep.compose import Composer
 from orchestrator.sweep.expand import expand
@@ -207,6 +209,21 @@ def _check_steps(made: Plan, check: Callable[[Mapping[str, Any], str], list[Prob
         raise UserError(*problems)
 
 
+def fit_to_site(made: Plan, site: Site) -> tuple[Plan, list[str]]:
+    """A checked plan without the world sizes that the site can never give, and a warning for each step that loses some."""
+    runs, warnings = dict(made.runs), dict[str, None]()
+    for run in made.runs.values():
+        sizes = world_sizes(run.resources)
+        most = most_nodes(site, run.resources) if sizes else 0
+        kept = fitted(run.resources, most_nodes=most)
+        if world_sizes(kept) != sizes:
+            runs[run.id] = replace(run, resources=kept)
+            never = ", ".join(str(size) for size in sizes if size not in world_sizes(kept))
+            place = f"{made.sweep.path}: resources.{run.step}.{ELASTIC}"
+            warnings[f"warning: {place}: no run will have {never} tasks: this site gives a job at most {most} nodes"] = None
+    return replace(made, runs=runs), list(warnings)
+
+
 def check_name(made: Plan, store: Store) -> None:
     """Raise UserError when another file of the same name was submitted here: one would hide the other's runs."""
     before = store.sweep_row(made.sweep.name)
@@ -265,10 +282,11 @@ def freeze(made: Plan, root: Root, store: Store, *, comment: str, partial: bool)
             code_commit=snapshot.commit,
             code_dirty=snapshot.dirty,
             environment=environment,
+            planned_tasks=planned_tasks(run.resources),
         )
         tree = workspace.freeze(root, run.id, frozen.model_dump(mode="json"), tree=snapshot.tree)
         if run.known is not None and run.known.state in RESUMABLE | {RunState.PLANNED}:
-            workspace.refreeze_config(root, run.id, run.spec.model_dump(mode="json"))
+            workspace.refreeze_config(root, run.id, run.spec.model_dump(mode="json"), planned_tasks=frozen.planned_tasks)
         elif run.known is not None and run.known.state is RunState.DONE:
             workspace.refreeze_places(root, run.id, run.spec.model_dump(mode="json"))
         rows.append(

@@ -217,12 +217,19 @@ def flush(root: Root) -> None:
         os.close(handle)
 
 
-def refreeze_config(root: Root, run_id: str, config: Mapping[str, Any]) -> None:
-    """Give an unfinished run the settings that are not part of its identity: same id, so nothing else can differ."""
+def refreeze_config(root: Root, run_id: str, config: Mapping[str, Any], *, planned_tasks: int | None = None) -> None:
+    """Give an unfinished run the settings that are not part of its identity: same id, so nothing else can differ.
+
+    `planned_tasks`: the world size that they are meant for; None leaves it as it is. Code from before there was such a number
+    refuses a spec that has one, so 0 is not written where none stands.
+    """
     run_dir = root.run_dir(run_id)
     spec = json.loads(run_dir.spec.read_text(encoding="utf-8"))
-    if spec.get("config") != config:
-        write_atomically(run_dir.spec, json.dumps(spec | {"config": dict(config)}, indent=1, sort_keys=True) + "\n")
+    changed = spec | {"config": dict(config)}
+    if planned_tasks is not None and planned_tasks != spec.get("planned_tasks", 0):
+        changed["planned_tasks"] = planned_tasks
+    if changed != spec:
+        write_atomically(run_dir.spec, json.dumps(changed, indent=1, sort_keys=True) + "\n")
 
 
 def refreeze_runtime(root: Root, run_id: str, changed: Mapping[str, int]) -> None:

@@ -82,7 +82,8 @@ def explain(desk: Desk, record: RunRecord) -> str:
         )
         place = one.job_id or "this machine"
         lines.append(
-            f"  {one.number}: {when(one.started_at)} {place} restart {one.restart_count} on {one.node or '?'}, {reached}"
+            f"  {one.number}: {when(one.started_at)} {place} restart {one.restart_count} on {one.node or '?'}, "
+            f"world size {one.world_size}, {reached}"
         )
         if one.environment and spec.get("environment") and one.environment != spec["environment"]:
             lines.append("     note: the installed packages had changed since submit")

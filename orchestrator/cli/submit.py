@@ -56,6 +56,8 @@ def command(
     site = None if slurm is None else cluster.site_profile(Root(root.absolute()), slurm)
     if site is not None:
         submission.check_site(draft, site)
+        draft, lines = submission.fit_to_site(draft, site)
+        warn(lines)
     with open_desk(root, create=True) as desk, desk.root.lock():
         limits = Limits()
         if site is not None:

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator import elastic
 from orchestrator.errors import ClusterError, Problem
 
 JOB_PREFIX = "orch-"
 """Job names are `orch-<token>`: sacct's comment comes back empty on many sites, the name does not."""
-DROPPED = ("submitit_folder", "max_num_timeout", "stderr_to_stdout", "name", "_target_", "runs_per_gpu")
+DROPPED = ("submitit_folder", "max_num_timeout", "stderr_to_stdout", "name", "_target_", "runs_per_gpu", elastic.KEY)
 """Keys that mean something to hydra-submitit-launcher alone, or to us alone."""
 KEPT_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SLURM_CONF")
 """What sbatch (and so the job) inherits: nothing of an enclosing job, and no secrets."""
@@ -65,14 +66,20 @@ class ArrayRequest:
         """One run directory per line; the line number, divided by `runs_per_task`, is the array index."""
         return self.folder / "index"
 
+    @property
+    def _is_elastic(self) -> bool:
+        return bool(elastic.world_sizes(self.resources))
+
     def parameters(self) -> dict[str, Any]:
         """Keyword arguments for submitit's executor."""
         chosen = {key: value for key, value in self.resources.items() if key not in DROPPED and value is not None}
-        if not chosen.get("tasks_per_node") or (chosen["tasks_per_node"] == 1 and chosen.get("gpus_per_node")):
-            chosen["tasks_per_node"] = max(1, int(chosen.get("gpus_per_node") or 1))
+        chosen["tasks_per_node"] = elastic.tasks_per_node(self.resources)
         delay = int(chosen.get("signal_delay_s", 120))
         log = "batch.log"  # below chdir: Slurm would expand a `%` in an absolute path
         extra = {"chdir": str(self.folder), "requeue": True, "kill-on-invalid-dep": "yes", "output": log, "error": log}
+        if self._is_elastic:
+            del chosen["tasks_per_node"]
+            extra |= elastic.sbatch_options(self.resources)
         chosen["additional_parameters"] = extra | dict(chosen.get("additional_parameters", {}))
         chosen["additional_parameters"]["export"] = "ALL"
         chosen["signal_delay_s"] = delay
@@ -101,13 +108,14 @@ class ArrayRequest:
             "export CUBLAS_WORKSPACE_CONFIG=:4096:8",
             # srun does not take it over from sbatch since Slurm 22.05
             *([f"export SRUN_CPUS_PER_TASK={int(cpus)}"] if (cpus := self.resources.get("cpus_per_task")) else []),
+            *([elastic.choice(self.resources)] if self._is_elastic else []),
         ]
 
     def command(self) -> str:
         """The script's last line. The notice signals are blocked before Python's first instruction."""
         log, task = ("logs/%A_%a.%t.log", 'jobs "$RUN_DIR"') if self.runs_per_task == 1 else ("%A_%a.log", _PACK)
         return (
-            "exec srun --unbuffered --kill-on-bad-exit=1 --open-mode=append "
+            f"exec srun {elastic.srun_options(self.resources)}--unbuffered --kill-on-bad-exit=1 --open-mode=append "
             f'--output="{log}" --error="{log}" '
             f"env --block-signal=USR2 --block-signal=TERM {shlex.quote(self.python)} -m {task}"
         )

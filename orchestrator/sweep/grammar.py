@@ -172,7 +172,10 @@ def _where(reader: Reader, item: Item, axes: Mapping[str, Axis], steps: Sequence
 
 
 def _resources(reader: Reader, item: Item, pipeline: Mapping[str, Step]) -> dict[str, dict[str, Any]]:
-    return {step: read_resources(reader, found) for step, found in reader.mapping(item, list(pipeline)).items()}
+    return {
+        step: read_resources(reader, found, job=pipeline[step].job)
+        for step, found in reader.mapping(item, list(pipeline)).items()
+    }
 
 
 def _check_own_overrides(reader: Reader, entries: Mapping[str, Item], sweep: Sweep, rule_items: list[Item]) -> None:

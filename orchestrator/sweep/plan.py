@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from jobs.needs import check_needs
 from jobs.spec import AnyJob, EmbedSpec, TrainSpec, parse_job_spec
 from models.spec import BackboneSpec
+from orchestrator.elastic import contradictions
 from orchestrator.errors import Problem, UserError
 from orchestrator.identity import canonical, id_of_canonical
 from orchestrator.lifecycle import RunState
@@ -167,6 +168,7 @@ class _Planning:
                 self.problems.append(placed(problem, locate(self.sweep, text)))
         for name, step in self.sweep.pipeline.items():
             self._resources[name] = merged(self.composer.launcher(step.job), self.sweep.resources.get(name, {}))
+            self.problems += contradictions(self._resources[name], f"{self.sweep.path}: resources.{name}")
 
     def cell(self, cell: Cell) -> PlannedCell:
         """Resolve one cell; its problems are recorded."""

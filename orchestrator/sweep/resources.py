@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from orchestrator.sweep.document import Item, Reader
+from jobs.spec import JOB_KINDS, SINGLE_PROCESS
+from orchestrator import elastic
+from orchestrator.sweep.document import Item, Reader, listed
 
 RESERVED = frozenset({"_target_", "submitit_folder", "name", "stderr_to_stdout", "max_num_timeout"})
 """Fields of the schema that `orch` decides itself: names carry tokens, and retries go by cause, not by count."""
@@ -32,11 +34,14 @@ def vocabulary() -> Mapping[str, Any]:
     return {name: hint for name, hint in sorted([*hints.items(), *OWN.items()]) if name not in RESERVED}
 
 
-def read_resources(reader: Reader, item: Item) -> dict[str, Any]:
-    """One step's resources, each key and type checked against the launcher's schema."""
+def read_resources(reader: Reader, item: Item, *, job: str) -> dict[str, Any]:
+    """The resources of a step of this kind, each key and type checked against the launcher's schema."""
     words = vocabulary()
     read: dict[str, Any] = {}
-    for key, value in reader.mapping(item, list(words)).items():
+    for key, value in reader.mapping(item, [*words, elastic.KEY]).items():
+        if key == elastic.KEY:
+            read[key] = _world_sizes(reader, value, job)
+            continue
         hint = words[key]
         variants = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
         if value.is_null:
@@ -50,6 +55,24 @@ def read_resources(reader: Reader, item: Item) -> dict[str, Any]:
         if found is not None:
             read[key] = found
     return read
+
+
+def _world_sizes(reader: Reader, item: Item, job: str) -> list[int]:
+    """Whether they suit the step's other resources is `elastic.contradictions`' to say, when the defaults are known."""
+    if job in SINGLE_PROCESS:
+        kinds = listed(sorted(JOB_KINDS.keys() - SINGLE_PROCESS))
+        reader.problem(item, f"a `{job}` step is one process and has no other size", allowed=f"steps whose job is one of {kinds}")
+        return []
+    found: list[int] = []
+    for entry in reader.sequence(item, hint="write `elastic: [2, 4, 8]`"):
+        size = reader.integer(entry, least=1, most=MOST)
+        if size in found:
+            reader.problem(entry, "is given twice")
+        elif size is not None:
+            found.append(size)
+    if item.is_list and not item.node.value:
+        reader.problem(item, "has no size", hint="write `elastic: [2, 4, 8]`, or leave it out")
+    return found
 
 
 def _read(reader: Reader, item: Item, key: str, kind: Any) -> Any:

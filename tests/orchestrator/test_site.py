@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import UserError
-from orchestrator.site import NodeShape, Site, check_resources, from_json, load, probe, save, site_from_facts, to_json
+from orchestrator.site import (
+    NodeShape,
+    Site,
+    check_resources,
+    from_json,
+    load,
+    most_nodes,
+    probe,
+    save,
+    site_from_facts,
+    to_json,
+)
 from orchestrator.slurm.fake import FakeSlurm
 from orchestrator.slurm.parse import parse_config, parse_nodes, parse_partitions, parse_qos
 from orchestrator.slurm.rows import ClusterFacts
@@ -137,6 +148,23 @@ def test_that_what_fits_is_no_problem(site: Site) -> None:
 )
 def test_that_the_impossible_is_named_with_what_is_allowed(site: Site, resources: dict[str, Any], found: list[str]) -> None:
     assert words(site, **resources) == found
+
+
+def test_that_of_several_world_sizes_the_smallest_must_be_able_to_run(site: Site) -> None:
+    assert words(site, nodes=4, elastic=[2, 4, 8]) == []
+    assert words(site, nodes=4, elastic=[4, 8]) == ["resources.elastic 1 to 2"]
+    assert words(site, nodes=2, gpus_per_node=4, elastic=[4, 8, 16]) == []
+
+
+def test_that_the_largest_allocation_is_known(site: Site) -> None:
+    """A partition's own limit counts: of a range that exceeds it not even the smallest size would ever start."""
+    low, *others = site.partitions
+    assert most_nodes(site, {}) == 2
+    limited = dataclasses.replace(site, partitions=(dataclasses.replace(low, max_nodes=1), *others))
+    assert (most_nodes(limited, {}), most_nodes(limited, {"partition": "low,high"})) == (1, 2)
+    shapes = (NodeShape(count=3, cpus=64, gpus=0, memory_mib=64_000), NodeShape(count=1, cpus=8, gpus=4, memory_mib=16_000))
+    mixed = dataclasses.replace(site, partitions=(dataclasses.replace(low, shapes=shapes, max_nodes=4),))
+    assert (most_nodes(mixed, {}), most_nodes(mixed, {"gpus_per_node": 4}), most_nodes(mixed, {"gpus_per_node": 8})) == (4, 1, 0)
 
 
 def test_that_a_partition_that_takes_no_jobs_is_named(site: Site) -> None:

@@ -28,6 +28,7 @@ SCRIPTS = {
         tasks=12,
         dependency="afterok:41_0:41_3",
     ),
+    "elastic": request(timeout_min=240, nodes=2, gpus_per_node=4, cpus_per_task=8, tasks_per_node=1, elastic=[16, 4, 8]),
     "evaluate": replace(request(timeout_min=30, gpus_per_node=1), tasks=500, dependency="aftercorr:42"),
     "packed": replace(request(timeout_min=60, gpus_per_node=1, cpus_per_task=4, runs_per_gpu=4), tasks=3, runs_per_task=4),
 }  # fmt: skip

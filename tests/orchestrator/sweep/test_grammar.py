@@ -199,6 +199,16 @@ WRONG = [
     ("resources: {train: {setup: module load x}}\n", "resources.train.setup: is not a list", "write `setup: [command, ...]`"),
     ("resources: {train: {additional_parameters: [a]}}\n", "additional_parameters: is not a mapping", ""),
     ("resources: {train: {submitit_folder: x}}\n", "submitit_folder: unknown key", ""),
+    ("resources: {train: {elastic: 4}}\n", "s.yaml:11: resources.train.elastic: is not a list", "write `elastic: [2, 4, 8]`"),
+    (
+        "resources: {train: {elastic: []}}\n",
+        "resources.train.elastic: has no size",
+        "write `elastic: [2, 4, 8]`, or leave it out",
+    ),
+    ("resources: {train: {elastic: [1, 0]}}\n", "resources.train.elastic[1]: is not a whole number in range", "allowed: 1 ..."),
+    ("resources: {train: {elastic: [1, 2, 1]}}\n", "resources.train.elastic[2]: is given twice", "value:   1"),
+    ("resources: {train: {elastik: [1]}}\n", "resources.train.elastik: unknown key", "did you mean `elastic`?"),
+    ("resources: {prepare: {elastic: [1]}}\n", "resources.prepare.elastic: a `prepare` step", "one of embed, evaluate, train"),
     ("table: {rows: methods, value: {metric: eval/ari, over: seed}}\n", "table.rows: unknown axis", "did you mean `method`?"),
     ("table: {rows: method, columns: method, value: {metric: eval/ari}}\n", "table.columns: is also the axis of the rows", ""),
     (

@@ -81,6 +81,40 @@ def test_that_resources_are_not_identity(planned: Planner) -> None:
     assert set(planned(TWO).runs) == set(planned(TWO.replace("gpus_per_node: 2", "gpus_per_node: 1")).runs)
 
 
+def test_that_world_sizes_are_not_identity_and_reach_the_run(planned: Planner) -> None:
+    elastic = planned(TWO.replace("gpus_per_node: 2", "gpus_per_node: 2, nodes: 2, elastic: [8, 2, 4]"))
+    assert set(elastic.runs) == set(planned(TWO).runs)
+    assert {run.kind: run.resources.get("elastic") for run in elastic.runs.values()} == {
+        "prepare": None, "train": [8, 2, 4], "evaluate": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ("nodes: 3, elastic: [2, 4]", ("the configured size is none", "value:   3 tasks (nodes: 3, 1 on each)", "allowed: 2, 4")),
+        (
+            "elastic: [2]",
+            ("the configured size is none", "value:   1 tasks (nodes: 1, 1 on each)", "hint: add 1, or set `nodes`"),
+        ),
+        ("gpus_per_node: 4, elastic: [4, 6]", ("a multiple of the 4 tasks on a node", "value:   6", "allowed: multiples of 4")),
+        ("gpus_per_task: 1, elastic: [1]", ("does not go with gpus_per_task", "value:   1", "use gpus_per_node")),
+        (
+            "additional_parameters: {ntasks: 2}, elastic: [1]",
+            ("train.additional_parameters: does not go with a number", "ntasks", "leave it"),
+        ),
+    ],
+)
+def test_that_world_sizes_must_suit_the_steps_other_resources(
+    resources: str, words: tuple[str, ...], planned: Planner, complaint: Complaint
+) -> None:
+    text = TWO.replace("gpus_per_node: 2, setup: [module load x], additional_parameters: {nice: 5}", resources)
+    said = complaint(lambda: planned(text))
+    assert said.count("sweeps/s.yaml: resources.train.") == 1
+    for word in words:
+        assert word in said
+
+
 def test_that_a_data_file_counts_by_its_content_and_not_by_its_place(planned: Planner) -> None:
     text = TWO.replace("data=mdsprites_easy", "data=mdsprites")
     asked: list[str] = []
