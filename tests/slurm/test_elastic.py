@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import torch
 from jobs.contract import read_attempts
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.configuration import Options
-from tests.slurm.orch import Orch, processes_of, series
+from tests.slurm.orch import Orch, series
 
 pytestmark = pytest.mark.slurm
 
@@ -45,12 +43,11 @@ def training(orch: Orch) -> str:
     return run
 
 
-def take(orch: Orch, run: str, *, nodes: int) -> str:
-    """A high-priority job takes some nodes of the run at work, which stands still until Slurm tells it; that job's id."""
-    for pid in processes_of([run]):
-        os.kill(pid, signal.SIGSTOP)  # eviction comes with a SIGCONT
-    taker = orch.cluster.sbatch("sleep 600", f"--nodes={nodes}", "--exclusive", partition="high")
-    orch.cluster.wait(taker, ["RUNNING"])
+def take(orch: Orch, run: str, attempt: int, *, nodes: int) -> str:
+    """A high-priority job takes some nodes of the run at work; that job's id."""
+    with orch.standing(run, attempt):  # until the eviction, which comes with a SIGCONT
+        taker = orch.cluster.sbatch("sleep 600", f"--nodes={nodes}", "--exclusive", partition="high")
+        orch.cluster.wait(taker, ["RUNNING"])
     return taker
 
 
@@ -70,12 +67,10 @@ def test_that_a_run_goes_on_with_the_nodes_that_are_left(
     struck, calm = (make_orch(four_nodes, tmp_path / name) for name in ("struck", "calm"))
     struck("submit", sweep)
     run = training(struck)
-    struck.wait_for_attempt(run, 1)
-    taker = take(struck, run, nodes=1)
+    taker = take(struck, run, 1, nodes=1)
     struck.wait_for_attempt(run, 2)
     four_nodes.run("scancel", taker)
-    four_nodes.wait(taker, ["CANCELLED"])
-    four_nodes.run("scancel", take(struck, run, nodes=4))
+    four_nodes.run("scancel", take(struck, run, 2, nodes=4))
     struck.wait_for_state("sizes", ["done"], timeout_s=300)
 
     assert [one.world_size for one in read_attempts(struck.run_dir(run))] == [4, 2, 4]
