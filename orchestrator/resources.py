@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.elastic import node_range
+from orchestrator.elastic import KEY as ELASTIC
+from orchestrator.elastic import node_range, world_sizes
 from orchestrator.errors import Problem
 from orchestrator.slurm.parse import count_gpus
 
@@ -105,17 +106,18 @@ def unpackable(resources: Mapping[str, Any], where: str) -> list[Problem]:
         "gpus_per_node": _whole(resources, "gpus_per_node", 0),
         "gpus_per_task": _whole(resources, "gpus_per_task", 0),
         "gres": count_gpus(str(resources.get("gres") or "")),
+        ELASTIC: len(world_sizes(resources)),
     }
     return [
         Problem(
             what=f"{runs_per_task(resources)} runs share a task (runs_per_gpu), and such a task has one node and at most one GPU",
             where=f"{where}.{key}",
             value=str(resources[key]),
-            allowed="1",
+            allowed="no such key" if key == ELASTIC else "1",
             hint="leave `runs_per_gpu` out for runs of several tasks, nodes or GPUs",
         )
         for key, amount in asked.items()
-        if amount > 1
+        if amount > (0 if key == ELASTIC else 1)
     ]
 
 

@@ -234,6 +234,11 @@ def test_that_a_run_of_several_tasks_shares_none(key: str, value: object) -> Non
     assert "runs_per_gpu" in problem.hint
 
 
+def test_that_packed_runs_have_one_world_size() -> None:
+    (problem,) = unpackable({"runs_per_gpu": 4, "elastic": [1]}, "r")
+    assert (problem.where, problem.allowed) == ("r.elastic", "no such key")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
