@@ -35,7 +35,7 @@ from jobs.contract import (
 )
 from jobs.data.errors import DataError
 from jobs.eviction import PACK, Slurm, Verdict
-from jobs.journal import CHECKPOINT, END, read_attempt
+from jobs.journal import CHECKPOINT, END, LEFT, read_attempt
 from jobs.ranks import Meeting, Ranks
 from jobs.spec import SINGLE_PROCESS, FrozenRun
 
@@ -167,10 +167,13 @@ def conclude_left(run: Run, left: Left) -> ExitCode:
     if not run.is_main:
         return ExitCode.DONE if left.verdict is not Verdict.RANK_DIED else ExitCode.FAILED
     match left.verdict:
-        case Verdict.REQUEUE if run.slurm is not None and run.slurm.packed:
-            return ExitCode.REQUEUE
         case Verdict.REQUEUE | Verdict.LEAVE:
-            return ExitCode.DONE
+            if run.journal is not None:
+                with contextlib.suppress(OSError):  # a full disk: the checkpoint is whole, and Slurm has been asked
+                    run.journal.event(left.step, LEFT, waited=round(run.waited_s, 4))
+                    run.journal.close()
+            packed = run.slurm is not None and run.slurm.packed
+            return ExitCode.REQUEUE if packed and left.verdict is Verdict.REQUEUE else ExitCode.DONE
         case Verdict.CANCELLED:
             return finish(run, Status.CANCELLED, left.step, reason="cancelled")
         case Verdict.RANK_DIED if run.ranks.world_size == 1:
@@ -213,7 +216,8 @@ def finish(
     if known is not None and known.attempt == run.attempt.number:
         return EXIT_OF[status]
     if run.journal is not None:
-        run.journal.event(step, END if status is Status.DONE else status.value, reason=reason)
+        ended = END if status is Status.DONE else status.value
+        run.journal.event(step, ended, reason=reason, waited=round(run.waited_s, 4))
         run.journal.close()
     files = {str(path.relative_to(run.run_dir.path)): path.stat().st_size for path in (result.files if result else ())}
     values = dict(result.values) if result else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from jobs import eviction
 from jobs.checkpoint import Checkpoint, CheckpointStore, Saved
 from jobs.contract import Attempt, Cause, ExitCode, Outcome, RunDir, Status, owns, read_outcome, write_outcome
 from jobs.eviction import Slurm, Verdict
-from jobs.journal import CHECKPOINT, JournalWriter
+from jobs.journal import AT_WORK, CHECKPOINT, JournalWriter
 from jobs.preemption import Flag
 from jobs.ranks import Ranks
 from jobs.spec import FrozenRun
@@ -64,7 +65,10 @@ class Run:
     """Where rank 0 listens."""
     listening_fd: int | None = None
     journal: JournalWriter | None = None
+    waited_s: float = 0.0
+    """How long this attempt's work has waited for saves, and for Slurm's answer when it was told to leave (rank 0)."""
     store: CheckpointStore = field(init=False)
+    _at_work: bool = False
 
     def __post_init__(self) -> None:
         self.store = CheckpointStore(
@@ -97,9 +101,21 @@ class Run:
             log.info("restored step %d", step)
         return found
 
-    def checkpoint(self, step: int, write: Callable[[Path], None]) -> Saved:
-        """Save the state after `step` (rank 0) and record it; raises Superseded when a newer attempt owns the run."""
+    def at_work(self, step: int) -> None:
+        """Note once that start-up is over, at `step` (rank 0; nothing on the others). May be called again and again."""
+        if self.journal is not None and not self._at_work:
+            self._at_work = True
+            self.journal.event(step, AT_WORK)
+            self.journal.flush()
+
+    def checkpoint(self, step: int, write: Callable[[Path], None], *, until_ms: int | None = None) -> Saved:
+        """Save the state after `step` (rank 0) and record it; raises Superseded when a newer attempt owns the run.
+
+        The event says how long work has waited for saves so far, and until when it waited for this one. `until_ms`
+        (milliseconds since the epoch): work went on then from a copy, and the caller has counted the wait; None: it waits here.
+        """
         assert self.journal is not None
+        begun = time.monotonic()
         self.journal.sync()
         saved = self.store.save(
             step,
@@ -110,7 +126,11 @@ class Run:
         )
         if saved is None:
             raise Superseded
-        self.journal.event(step, CHECKPOINT, bytes=saved.bytes, seconds=round(saved.seconds, 4))
+        if until_ms is None:
+            self.waited_s += time.monotonic() - begun
+        until = {} if until_ms is None else {"until": until_ms}
+        facts = {"bytes": saved.bytes, "seconds": round(saved.seconds, 4), "waited": round(self.waited_s, 4)}
+        self.journal.event(step, CHECKPOINT, **facts, **until)
         self.journal.sync()
         return saved
 
@@ -121,12 +141,14 @@ class Run:
         known = read_outcome(self.run_dir)
         if known is not None and known.attempt == self.attempt.number:
             return Verdict.RANK_DIED  # another rank has said why it failed; a requeue would hide it
+        begun = time.monotonic()
         verdict = eviction.settle(
             self.slurm,
             cancel_mark=self.run_dir.cancel_mark.exists,
             terminating=lambda: self.flag.terminating,
             patience_s=eviction.PATIENCE_S,
         )
+        self.waited_s += time.monotonic() - begun
         log.info("signal %d; Slurm says: %s", self.flag.first_signal, verdict.value)
         return verdict
 

@@ -95,6 +95,7 @@ class Embedding:
             self.watchdog.start()
             missing = self._missing()
             self._begin(missing)
+            self.run.at_work(max(self.before + self._done, self.saved))
             self._embed(missing)
             self.watchdog.stop()  # waiting has a patience of its own
             self.writer.end(attempt=self.run.attempt.number, rank=self.run.ranks.rank, done=True)

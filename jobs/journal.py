@@ -3,6 +3,7 @@
 A file's first line is its head: `{"attempt": 2, "restored": 200, "time": ...}`; every other line is one entry
 `{"s": step, "t": milliseconds, "m": {"train/loss": 0.1}}` or `{"s": step, "t": ..., "e": "checkpoint", "d": {...}}`.
 An entry at step s was made by finishing step s (its state is the one after s steps).
+Where an attempt's time went can be read from the head and the end of its file alone (jobs.times): see `SO_FAR`.
 
 An entry *counts* if no later attempt restored below its step. It may be *shipped* once a valid checkpoint, or the
 run's end, covers its step: no fall-back after that can take it back, except to redo it with the same content.
@@ -27,6 +28,14 @@ START = "start"
 """Event: the attempt begins its work. Its detail `steps` says how many there are in all, where only the job can know."""
 _HEAD_BYTES = 8192
 """What `announced_steps` reads of a file."""
+AT_WORK = "at_work"
+"""Event: start-up is over: the first step is finished, or the first piece of a kind with long steps begins."""
+LEFT = "left"
+"""Event: the attempt ends after a checkpoint, and the run goes on in another one."""
+SO_FAR = "so_far"
+"""Event: what the newest `checkpoint` event of this attempt said, again, so that it always stands near the file's end."""
+SO_FAR_BYTES = 16 << 10
+"""At most about so much follows what a `checkpoint` event said before it is said again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +59,32 @@ class JournalWriter:
     def __init__(self, directory: Path, *, attempt: int, restored_step: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.last_step = restored_step
+        self._saved: Mapping[str, Any] = {}
+        self._unsaid_bytes = 0
         self._file = open(directory / f"{attempt:04d}.jsonl", "xb", buffering=1 << 20)  # noqa: SIM115
         self._write({"attempt": attempt, "restored": restored_step, "time": time.time()})
         self.sync()
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        content = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        self._file.write(content)
+        self._unsaid_bytes += len(content)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars of one finished step."""
         self.last_step = step
         self._write({"s": step, "t": time.time_ns() // 1_000_000, "m": values})
+        if self._saved and self._unsaid_bytes >= SO_FAR_BYTES:
+            self._unsaid_bytes = 0
+            self.event(step, SO_FAR, **self._saved)
 
     def event(self, step: int, name: str, /, **detail: Any) -> None:
         """Record something that happened, with JSON-able detail."""
-        self._write({"s": step, "t": time.time_ns() // 1_000_000, "e": name, "d": detail})
+        now_ms = time.time_ns() // 1_000_000
+        self._write({"s": step, "t": now_ms, "e": name, "d": detail})
+        if name == CHECKPOINT:
+            self._saved = {"saved": step, "until": detail.get("until", now_ms), "waited": detail.get("waited", 0.0)}
+            self._unsaid_bytes = 0
 
     def flush(self) -> None:
         """Hand the buffered lines to the operating system (readers see them; a power cut may lose them)."""
@@ -97,7 +117,8 @@ _MOST = 2**63 - 1
 """Largest step and time that a tracker and a store can hold."""
 
 
-def _parse(line: bytes) -> Entry | None:
+def parse_entry(line: bytes) -> Entry | None:
+    """The entry of one line; None when it is damaged, or a head."""
     try:
         raw = json.loads(line)
         metrics = {str(name): float(value) for name, value in raw.get("m", {}).items()}
@@ -123,7 +144,7 @@ def read_attempt(path: Path) -> AttemptJournal | None:
         attempt, restored = int(head["attempt"]), int(head["restored"])
     except _DAMAGED:
         return None
-    entries = tuple(entry for line in lines[1:] if (entry := _parse(line)) is not None)
+    entries = tuple(entry for line in lines[1:] if (entry := parse_entry(line)) is not None)
     return AttemptJournal(attempt=attempt, restored_step=restored, entries=entries)
 
 
@@ -180,7 +201,7 @@ def announced_steps(directory: Path) -> int:
             head = handle.read(_HEAD_BYTES)
     except OSError:
         return 0
-    found = [entry for line in head.split(b"\n")[1:-1] if (entry := _parse(line)) is not None and entry.event == START]
+    found = [entry for line in head.split(b"\n")[1:-1] if (entry := parse_entry(line)) is not None and entry.event == START]
     steps = found[0].detail.get("steps", 0) if found else 0
     return steps if isinstance(steps, int) and steps > 0 else 0
 
@@ -202,7 +223,7 @@ def last_entry(directory: Path) -> Entry | None:
         return None
     newest: Entry | None = None
     for line in reversed(tail.split(b"\n")[:-1]):
-        entry = _parse(line)
+        entry = parse_entry(line)
         if entry is None:
             continue
         if newest is None or entry.step > newest.step:

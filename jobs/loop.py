@@ -171,6 +171,7 @@ class Training:
         norm = self._clip()
         state.optimizer.step()
         state.step += 1
+        self.run.at_work(state.step)
         self.watchdog.beat()
         if state.step % spec.runtime.log_every == 0 or state.step == spec.steps:
             self._log(dict(zip(names, totals.tolist(), strict=True)), rate, norm)

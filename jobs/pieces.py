@@ -175,6 +175,7 @@ class Pieces(ABC):
     def steps(self, done: int) -> None:
         """Score the pieces from number `done` on, each with a checkpoint; leave in between when told to."""
         pieces = self.pieces()
+        self.run.at_work(done)
         for position in range(done, len(pieces)):
             self.watchdog.beat()
             stop, _ = self.group.agree(position, stop=bool(self.run.flag), save=False)

@@ -95,6 +95,7 @@ def run_prepare(run: Run) -> Finished:
     restored = run.restore_point()
     journal = run.journal
     assert journal is not None
+    run.at_work(0 if restored is None else restored.step)
     if not isinstance(spec.data, StoredSpec):
         return _prepare_manifest(run, journal, spec.data)
     done = saved = 0 if restored is None else restored.step

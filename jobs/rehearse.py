@@ -36,8 +36,8 @@ def _kill_after_first_checkpoint() -> None:
     """In the fork: the first checkpoint is the last thing this process does."""
     save = attempt.Run.checkpoint
 
-    def dying(run: attempt.Run, step: int, write: Any) -> Any:
-        saved = save(run, step, write)
+    def dying(run: attempt.Run, step: int, write: Any, **named: Any) -> Any:
+        saved = save(run, step, write, **named)
         os.kill(os.getpid(), signal.SIGKILL)
         return saved
 

@@ -97,23 +97,26 @@ class Saver:
             raise FloatingPointError(f"the weights are not finite at step {step}")
         if self.run.is_main and (fresh or whole):
             self._background.wait()
-            if fresh and (whole or not self.runtime.background_checkpoints):
+            blocking = fresh and (whole or not self.runtime.background_checkpoints)
+            content = None if blocking or not fresh else self._snapshot.take(self.state.content())
+            stall_s = time.monotonic() - begun
+            self.run.waited_s += stall_s
+            if blocking:
                 saved = self.run.checkpoint(step, self.state.save)
                 self._note(saved.seconds, time.monotonic() - begun)
                 log.info("checkpoint at step %d: %d bytes in %.2f s", saved.step, saved.bytes, saved.seconds)
-            elif fresh:
-                content = self._snapshot.take(self.state.content())
-                stall_s = time.monotonic() - begun
-                self._background.start(lambda: self._write(step, content, stall_s))
+            elif content is not None:
+                until_ms = time.time_ns() // 1_000_000
+                self._background.start(lambda: self._write(step, content, stall_s, until_ms))
         self.saved_step, self._saved_at = step, time.monotonic()
 
     def close(self) -> None:
         """Wait for the write on its way, whatever has happened; a failure of it is logged."""
         self._background.close()
 
-    def _write(self, step: int, content: dict[str, object], stall_s: float) -> None:
+    def _write(self, step: int, content: dict[str, object], stall_s: float, until_ms: int) -> None:
         """On the thread of the background."""
-        saved = self.run.checkpoint(step, lambda folder: save_content(content, folder))
+        saved = self.run.checkpoint(step, lambda folder: save_content(content, folder), until_ms=until_ms)
         self._note(saved.seconds, stall_s)
         log.info(
             "checkpoint at step %d: %d bytes in %.2f s, of which training waited %.3f s",

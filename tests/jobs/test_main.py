@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,17 @@ from typing import Any
 import pytest
 from running import REPOSITORY, outcome_of, python_m_jobs, until
 
+from jobs import __main__ as entry
+from jobs import eviction
+from jobs.attempt import Left, Run
 from jobs.contract import Attempt, Cause, ExitCode, Outcome, RunDir, Status, claim, read_attempts, write_outcome
 from jobs.count import next_value
+from jobs.eviction import Slurm, Verdict
 from jobs.forks import make_run
-from jobs.journal import read_journal
+from jobs.journal import CHECKPOINT, LEFT, read_journal
+from jobs.preemption import Flag
+from jobs.ranks import Ranks
+from jobs.spec import FrozenRun
 
 
 def count_run(root: Path, *, needs: Mapping[str, str] | None = None, **changes: Any) -> RunDir:
@@ -42,7 +50,7 @@ def expected(steps: int) -> int:
 
 def assert_counted(run_dir: RunDir, steps: int) -> None:
     assert json.loads((run_dir.output / "value.json").read_text()) == {"step": steps, "value": expected(steps)}
-    counting = [entry.step for entry in read_journal(run_dir.journals).counting() if entry.metrics]
+    counting = [line.step for line in read_journal(run_dir.journals).counting() if line.metrics]
     assert counting == list(range(1, steps + 1))
 
 
@@ -66,6 +74,27 @@ def test_that_a_run_is_done_and_stays_done(tmp_path: Path) -> None:
     assert code_of(run_dir) == ExitCode.DONE
     assert run_dir.outcome.read_bytes() == before
     assert len(read_attempts(run_dir)) == 1
+
+
+def test_that_a_job_that_goes_on_elsewhere_says_when_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = count_run(tmp_path, steps=30, step_s=0.05)
+    frozen = FrozenRun.model_validate_json(run_dir.spec.read_text())
+    ranks = Ranks(rank=0, world_size=1, local_rank=0, launch="here", address="")
+    number = claim(run_dir, Attempt(number=0, claimant="c"))
+    slurm = Slurm(job_id="7_0", restart_count=0, token="t", signal_delay_s=30)
+    run = Run(run_dir=run_dir, frozen=frozen, attempt=number, ranks=ranks, flag=Flag(), slurm=slurm)
+    monkeypatch.setattr(eviction, "settle", lambda *_, **__: time.sleep(0.2) or Verdict.REQUEUE)
+    run.restore_point()
+    assert run.journal is not None
+    run.journal.metrics(3, {"count/value": 1.0})
+    run.checkpoint(3, lambda folder: None)
+    with pytest.raises(Left) as left:
+        run.leave(3)
+    assert entry.conclude_left(run, left.value) is ExitCode.DONE
+    saved, gone = read_journal(run_dir.journals).attempts[0].entries[-2:]
+    assert (saved.event, gone.event, gone.step) == (CHECKPOINT, LEFT, 3)
+    assert gone.detail["waited"] >= saved.detail["waited"] + 0.2
+    assert gone.time_ms >= saved.time_ms + 200
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])

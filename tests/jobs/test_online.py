@@ -86,8 +86,8 @@ def test_that_a_killed_run_with_online_tokens_ends_as_one_that_was_not(prepared:
     def die() -> None:
         save = attempts.Run.checkpoint
 
-        def dying(run: attempts.Run, step: int, write: Any) -> Any:
-            save(run, step, write)
+        def dying(run: attempts.Run, step: int, write: Any, **named: Any) -> Any:
+            save(run, step, write, **named)
             os.kill(os.getpid(), signal.SIGKILL)
 
         attempts.Run.checkpoint = dying  # type: ignore[method-assign]  # in this fork only

@@ -22,13 +22,13 @@ from jobs.background import Background
 from jobs.checkpoint import CheckpointStore
 from jobs.compare import differences
 from jobs.contract import Attempt, Cause, ExitCode, RunDir, Status, claim, read_attempts
-from jobs.journal import CHECKPOINT, JournalWriter, read_attempt
+from jobs.journal import AT_WORK, CHECKPOINT, END, JournalWriter, read_attempt
 from jobs.preemption import NOTICES, Flag
 from jobs.ranks import Ranks
 from jobs.saving import Saver, lifetimes_s
 from jobs.snapshot import Snapshot
 from jobs.spec import FrozenRun, RuntimeSpec, TrainSpec
-from jobs.state import build_state, save_content
+from jobs.state import TrainState, build_state, save_content
 
 BLOCKING = {"background_checkpoints": False}
 training: loop.Training | None = None
@@ -105,6 +105,44 @@ def test_that_a_line_is_in_the_journal_before_the_checkpoint_that_covers_it(data
     for place, step in saved:
         assert all(entry.step > step for entry in journal.entries[place + 1 :] if entry.metrics)
     assert max(entry.step for entry in journal.entries[: saved[0][0]]) >= 5  # training was not waiting
+
+
+def test_that_a_checkpoint_says_how_long_training_waited_for_it_and_not_how_long_it_took(data: Path, tmp_path: Path) -> None:
+    slow_s = 0.6
+
+    def slowly() -> None:
+        def write(content: dict[str, Any], folder: Path) -> None:
+            time.sleep(slow_s)
+            save_content(content, folder)
+
+        saving.save_content = write
+
+    def slow_save() -> None:
+        save = TrainState.save
+
+        def write(state: TrainState, folder: Path) -> None:
+            time.sleep(slow_s)
+            save(state, folder)
+
+        TrainState.save = write  # type: ignore[method-assign]  # in a fork
+
+    behind = run_once(tmp_path / "behind", data, slowly, checkpoint_every_steps=9)
+    blocking = run_once(tmp_path / "blocking", data, slow_save, **BLOCKING, checkpoint_every_steps=5)
+    for run_dir in (behind, blocking):
+        journal = read_attempt(run_dir.journals / "0001.jsonl")
+        assert journal is not None
+        saves = [entry for entry in journal.entries if entry.event == CHECKPOINT]
+        waited = [float(entry.detail["waited"]) for entry in (*saves, journal.entries[-1])]
+        assert waited == sorted(waited)
+        assert (len(saves), journal.entries[-1].event) == (2, END)
+        if run_dir is behind:  # the first: its copy alone; the last one, of step 10, waits for it and is blocking
+            assert waited[0] < slow_s <= float(saves[0].detail["seconds"])
+            assert saves[0].detail["until"] <= saves[0].time_ms - 1000 * slow_s
+            assert "until" not in saves[1].detail
+            assert waited[1] > waited[0]
+        else:
+            assert waited[0] >= slow_s
+            assert waited[1] >= 2 * slow_s
 
 
 def test_that_nothing_is_written_behind_when_told_not_to(data: Path, tmp_path: Path) -> None:
@@ -226,7 +264,8 @@ def test_that_whoever_ends_waits_for_the_write_on_its_way(end: str, data: Path, 
         assert outcome_of(run_dir).reason == "ZeroDivisionError: odd"
     journal = read_attempt(run_dir.journals / "0001.jsonl")
     assert journal is not None
-    assert [entry.event for entry in journal.entries if not entry.metrics][1] == CHECKPOINT  # start, checkpoint, how it ended
+    events = [entry.event for entry in journal.entries if entry.event]
+    assert events[:3] == ["start", AT_WORK, CHECKPOINT]  # then how it ended
 
 
 # The pieces

@@ -41,8 +41,8 @@ def after_checkpoint(number: int, what: Callable[[], None]) -> Callable[[], None
     def hook() -> None:
         save, calls = attempts.Run.checkpoint, iter(range(1000))
 
-        def watched(run: attempts.Run, step: int, write: Any) -> Any:
-            saved = save(run, step, write)
+        def watched(run: attempts.Run, step: int, write: Any, **named: Any) -> Any:
+            saved = save(run, step, write, **named)
             if next(calls) == number:
                 what()
             return saved
