@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from orchestrator import apply
+from orchestrator import accounting, apply
 from orchestrator.batches import Limits, avoiding, cut
 from orchestrator.cluster import user_name
 from orchestrator.decide import Adopt, decide
@@ -43,6 +43,7 @@ def look(root: Root, store: Store, slurm: Slurm | None, *, policy: Policy | None
         snapshot = observe(root, records, unanswered, slurm, user=user_name(), now=at)
         actions = decide(records, unanswered, snapshot, policy, at)
         apply.record(store, actions, now=at)
+        accounting.renew_stopped(root, store)
         if not any(isinstance(action, Adopt) for action in actions):
             break
     return Pass(records=store.runs() if actions else records, snapshot=snapshot)

@@ -11,13 +11,16 @@ import click
 
 from jobs.contract import read_attempts, read_outcome
 from jobs.journal import read_journal
+from orchestrator.accounting import read_usage
 from orchestrator.cli.common import Desk, find_run, json_option, open_desk
 from orchestrator.cli.status import refresh
 from orchestrator.endings import tail, verdicts
-from orchestrator.lifecycle import RESUMABLE
+from orchestrator.goodput import Usage, in_seconds, worded
+from orchestrator.lifecycle import RESUMABLE, RunState
 from orchestrator.policy import Policy
 from orchestrator.records import RunRecord
 from orchestrator.retry import ledger
+from orchestrator.store import usages
 
 
 def log_files(desk: Desk, run: str) -> list[Path]:
@@ -55,6 +58,13 @@ def outlook(desk: Desk, record: RunRecord) -> list[str]:
     return [*lines, f"hint:      {verdict.finding.hint}"] if verdict.finding.hint else lines
 
 
+def used_by(desk: Desk, record: RunRecord) -> Usage:
+    """What a run has used until now."""
+    if record.state is RunState.RUNNING:
+        return read_usage(desk.root, desk.store, record)
+    return usages.of(desk.store.connection, [record.id]).get(record.id, Usage())
+
+
 def explain(desk: Desk, record: RunRecord) -> str:
     """Everything about one run in words."""
     run_dir = desk.root.run_dir(record.id)
@@ -73,6 +83,8 @@ def explain(desk: Desk, record: RunRecord) -> str:
     journals = {one.attempt: one for one in read_journal(run_dir.journals).attempts}
     attempts = read_attempts(run_dir)
     lines.append(f"attempts: {len(attempts) or 'none yet'}")
+    if used := worded(used_by(desk, record)):
+        lines.append(f"  {used}")
     for one in attempts:
         journal = journals.get(one.number)
         reached = (
@@ -119,6 +131,7 @@ def command(root: Path, run: str, as_json: bool) -> None:
                 "id": record.id, "kind": record.kind, "state": record.state.value, "reason": record.reason, "job": record.job,
                 "directory": str(run_dir.path), "needs": dict(record.needs), "sweeps": desk.store.sweeps_of(record.id),
                 "attempts": len(read_attempts(run_dir)), "values": dict(outcome.values) if outcome else {},
+                "usage": in_seconds(used_by(desk, record)),
             }  # fmt: skip
             click.echo(json.dumps(facts, indent=1))
         else:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import click
 
-from orchestrator import cluster, tick
+from orchestrator import accounting, cluster, tick
 from orchestrator.cli.common import Desk, find_runs, json_option, open_desk
 from orchestrator.errors import ClusterError, Problem, RunsFailed
+from orchestrator.goodput import Usage, in_seconds, worded
 from orchestrator.lifecycle import ACTIVE, RESUMABLE, RunState
 from orchestrator.records import RunRecord
+from orchestrator.store import usages
 
 ORDER = (
     RunState.RUNNING, RunState.QUEUED, RunState.SUBMITTING, RunState.PLANNED, RunState.DONE, RunState.FAILED,
@@ -23,7 +25,7 @@ ORDER = (
 )  # fmt: skip
 SHOWN = 20
 LOOKED_AT = 200
-"""Running runs whose journals are looked at for the tracker's line."""
+"""Running runs whose journals are looked at: for the tracker's line, and for what they have used until now."""
 
 
 def progress_of(desk: Desk, record: RunRecord) -> str:
@@ -82,6 +84,15 @@ def _newest_write(desk: Desk, run: RunRecord) -> float:
         return 0.0
 
 
+def used_lines(desk: Desk, records: Mapping[str, RunRecord] | None) -> list[str]:
+    """What these runs, or all of them, have used, and how many of all nobody has read yet."""
+    connection = desk.store.connection
+    usage = usages.total(connection) if records is None else sum(usages.of(connection, records).values(), Usage())
+    missing = usages.missing(connection)
+    later = f"goodput: {missing} still to be read, some with each look"
+    return [line for line in (worded(usage), later if missing else "") if line]
+
+
 def render(desk: Desk, typed: Sequence[str], trouble: str, seen: Mapping[str, RunRecord] | None) -> str:
     """The whole screen. `seen`: all records, when a look has just read them."""
     records = find_runs(desk.store, typed) if typed or seen is None else seen
@@ -90,8 +101,11 @@ def render(desk: Desk, typed: Sequence[str], trouble: str, seen: Mapping[str, Ru
     for name in names:
         row = desk.store.sweep_row(name)
         lines.append(f"{name}: {counts_line(desk.store.counts(name))}" + (f"  ({row['title']})" if row and row["title"] else ""))
+        if len(names) > 1 and (used := worded(usages.total(desk.store.connection, sweep=name))):
+            lines.append(f"  {used}")
     if len(names) != 1:
         lines.append(counts_line(Counter(record.state for record in records.values())))
+    lines += used_lines(desk, records if typed else None)
     lines += detail_lines(desk, records)
     lines.append(behind_line(desk, [one for one in records.values() if one.state is RunState.RUNNING]))
     resumable = sum(1 for record in records.values() if record.state in RESUMABLE)
@@ -102,13 +116,18 @@ def render(desk: Desk, typed: Sequence[str], trouble: str, seen: Mapping[str, Ru
 
 def status_json(desk: Desk, typed: Sequence[str]) -> str:
     """Every run with its state, for scripts."""
+    records = find_runs(desk.store, typed)
+    used = {run: in_seconds(usage) for run, usage in usages.of(desk.store.connection, records).items()}
     return json.dumps(
         [
-            {"id": one.id, "kind": one.kind, "state": one.state.value, "reason": one.reason, "job": one.job, "steps": one.steps}
-            for one in find_runs(desk.store, typed).values()
+            {
+                "id": one.id, "kind": one.kind, "state": one.state.value, "reason": one.reason, "job": one.job,
+                "steps": one.steps, "usage": used.get(one.id),
+            }
+            for one in records.values()
         ],
         indent=1,
-    )
+    )  # fmt: skip
 
 
 def refresh(desk: Desk) -> tuple[str, Mapping[str, RunRecord] | None]:
@@ -117,9 +136,11 @@ def refresh(desk: Desk) -> tuple[str, Mapping[str, RunRecord] | None]:
         if not mine:
             return "another orch is at work on this root, or it is read-only; showing what is recorded", None
         try:
-            return "", tick.look(desk.root, desk.store, cluster.find_slurm()).records
+            trouble, seen = "", tick.look(desk.root, desk.store, cluster.find_slurm()).records
         except ClusterError as error:
-            return f"Slurm did not answer, showing what is recorded: {error.problems[0].what}", None
+            trouble, seen = f"Slurm did not answer, showing what is recorded: {error.problems[0].what}", None
+        accounting.renew(desk.root, desk.store, usages.running(desk.store.connection, limit=LOOKED_AT))
+        return trouble, seen
 
 
 @click.command("status")

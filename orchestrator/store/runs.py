@@ -13,9 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from orchestrator.lifecycle import ACTIVE, RunState, check_transition
+from orchestrator.lifecycle import ACTIVE, TERMINAL, RunState, check_transition
 from orchestrator.records import CellRecord, KnownSweep, RunRecord, SubmissionRecord
-from orchestrator.store import events
+from orchestrator.store import events, usages
 from orchestrator.store.events import Event
 from orchestrator.store.schema import open_store, transaction
 
@@ -39,6 +39,9 @@ _UNANSWERED = (RunState.SUBMITTING.value, RunState.PLANNED.value)
 """States of a run whose submission has no recorded answer; planned: withdrawn too early."""
 _RUNS = "SELECT runs.*, submissions.runs_per_task FROM runs LEFT JOIN submissions ON submissions.token = runs.token"
 """Rows for `_run`: a run, and how many share a task of its newest submission."""
+
+_OF_A_RUN = (("runs", "id"), ("members", "run"), ("events", "subject"), ("tasks", "run"), ("usage", "run"))
+"""Where a run is named: table, column."""
 
 
 @lru_cache(maxsize=4096)
@@ -229,6 +232,7 @@ class Store:
                     for run in fresh
                 ),
             )
+            usages.mark(self.connection, (run.id for run in fresh if run.state in TERMINAL))
             events.append(self.connection, (Event(at=now, subject=run.id, what="planned", detail=name) for run in fresh))
             events.append(self.connection, [Event(at=now, subject=f"sweep {name}", what="submitted")])
         return [run.id for run in fresh]
@@ -237,7 +241,7 @@ class Store:
         """Take back an `add` whose submission was refused: the new runs go, the sweep becomes what it was `before`."""
         with transaction(self.connection):
             for run in runs:
-                for table, column in (("runs", "id"), ("members", "run"), ("events", "subject"), ("tasks", "run")):
+                for table, column in _OF_A_RUN:
                     self.connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (run,))
             for table, column in (("sweeps", "name"), ("cells", "sweep"), ("members", "sweep")):
                 self.connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (sweep,))
@@ -282,6 +286,8 @@ class Store:
                     " updated_at = ? WHERE id = ?",
                     (change.state.value, change.reason, job, token, after, change.missing_since, now, change.run),
                 )
+                if old is not change.state and (old is RunState.RUNNING or change.state in TERMINAL):
+                    usages.mark(self.connection, [change.run])
                 if old is not change.state or (change.job and change.job != row["job"]):
                     detail = " ".join(part for part in (change.reason, job) if part)
                     events.append(self.connection, [Event(at=now, subject=change.run, what=change.state.value, detail=detail)])

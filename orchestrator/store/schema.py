@@ -40,6 +40,18 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE cursors (run TEXT PRIMARY KEY, tracker_run TEXT NOT NULL, step INTEGER NOT NULL);
     """,
     "ALTER TABLE submissions ADD COLUMN runs_per_task INTEGER NOT NULL DEFAULT 1",
+    """
+    CREATE TABLE usage (
+        run TEXT PRIMARY KEY, stale INTEGER NOT NULL DEFAULT 1, read_at REAL,
+        gpus_productive_ms INTEGER NOT NULL DEFAULT 0, gpus_checkpointing_ms INTEGER NOT NULL DEFAULT 0,
+        gpus_restarting_ms INTEGER NOT NULL DEFAULT 0, gpus_replayed_ms INTEGER NOT NULL DEFAULT 0,
+        tasks_productive_ms INTEGER NOT NULL DEFAULT 0, tasks_checkpointing_ms INTEGER NOT NULL DEFAULT 0,
+        tasks_restarting_ms INTEGER NOT NULL DEFAULT 0, tasks_replayed_ms INTEGER NOT NULL DEFAULT 0,
+        queued_ms INTEGER NOT NULL DEFAULT 0
+    );
+    INSERT INTO usage (run)
+        SELECT id FROM runs WHERE state NOT IN ('planned', 'submitting', 'queued', 'running') ORDER BY updated_at;
+    """,
 )
 
 

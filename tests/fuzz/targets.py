@@ -33,7 +33,9 @@ from jobs.data.store import Manifest, read_manifest
 from jobs.data.tfrecord import CRC, LENGTH, frame, masked_crc, read_records, write_records
 from jobs.data_spec import RecordRange, SpriteGeneratorSpec, ToyClevrSpec, VideoFilesSpec
 from jobs.journal import JournalWriter, last_entry, read_attempt, read_journal
+from jobs.times import read_times
 from orchestrator.errors import UserError
+from orchestrator.goodput import in_seconds, usage_of
 from orchestrator.slurm import parse
 from orchestrator.sweep.expand import expand
 from orchestrator.sweep.grammar import parse_sweep
@@ -100,6 +102,12 @@ def _read_journal(data: bytes, folder: Path) -> None:
     last = last_entry(folder)
     if last is not None:
         dict(last.metrics), dict(last.detail)  # as the readers use them
+    run_dir = RunDir(folder / "run")
+    run_dir.journals.mkdir(parents=True, exist_ok=True)
+    (run_dir.journals / "0001.jsonl").write_bytes(data)
+    if not run_dir.attempts.exists():
+        claim(run_dir, Attempt(number=0, claimant="c", started_at=1e9))
+    in_seconds(usage_of(read_times(run_dir), [], with_gpus=False))
 
 
 def _run_files(folder: Path) -> list[bytes]:
@@ -117,6 +125,7 @@ def _read_run_files(data: bytes, folder: Path) -> None:
     read_outcome(run_dir)
     manifest_problem(run_dir)
     max(attempt.number for attempt in read_attempts(run_dir))
+    in_seconds(usage_of(read_times(run_dir), [1], with_gpus=True))
     for attempt in read_attempts(run_dir):
         min(attempt.restart_count, 1), attempt.job_id.partition("_"), attempt.started_at + 1.0  # as the readers use them
 
