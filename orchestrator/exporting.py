@@ -31,9 +31,11 @@ from orchestrator.archive import (
     without_paths,
 )
 from orchestrator.errors import Problem, UserError
+from orchestrator.goodput import Usage, to_plain
 from orchestrator.lifecycle import ACTIVE
 from orchestrator.records import RunRecord
 from orchestrator.shipping import gather_sweep, run_facts
+from orchestrator.store import usages
 from orchestrator.store.runs import Store
 from orchestrator.submission import ENVIRONMENTS, checkout
 from orchestrator.sweep.expand import expand
@@ -131,7 +133,8 @@ def _members(root: Root, store: Store, name: str, *, weights: bool) -> dict[str,
             )
         )
     machine = machine_folders(root)
-    facts = {run: _clean_facts(root, record, machine) for run, record in records.items()}
+    used = usages.of(store.connection, records)
+    facts = {run: _clean_facts(root, record, used.get(run), machine) for run, record in records.items()}
     tracked = _tracked(store, name, facts, machine)
     told = {
         "name": name,
@@ -139,7 +142,7 @@ def _members(root: Root, store: Store, name: str, *, weights: bool) -> dict[str,
         "comment": tracked.comment,
         "submitted_at": row["submitted_at"],
         "cells": [{"coordinates": dict(cell.coordinates), "runs": dict(cell.runs)} for cell in store.cells(name)],
-        "runs": [_told(record, machine) for record in records.values()],
+        "runs": [_told(record, used.get(record.id), machine) for record in records.values()],
     }
     found: dict[str, Content] = {
         RECORD: partial(_json, told),
@@ -207,7 +210,7 @@ def _clean(path: Path, machine: tuple[str, ...]) -> bytes:
     return content if clean == raw else (json.dumps(clean, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _told(record: RunRecord, machine: tuple[str, ...]) -> dict[str, Any]:
+def _told(record: RunRecord, usage: Usage | None, machine: tuple[str, ...]) -> dict[str, Any]:
     """A row of the store without what only this cluster understands."""
     return {
         "id": record.id,
@@ -218,11 +221,12 @@ def _told(record: RunRecord, machine: tuple[str, ...]) -> dict[str, Any]:
         "resources": without_paths(dict(record.resources), machine),
         "code_tree": record.code_tree,
         "steps": record.steps,
+        "usage": None if usage is None else to_plain(usage),
     }
 
 
-def _clean_facts(root: Root, record: RunRecord, machine: tuple[str, ...]) -> RunFacts:
-    return run_facts(root, replace(record, reason=without_paths(record.reason, machine)))
+def _clean_facts(root: Root, record: RunRecord, usage: Usage | None, machine: tuple[str, ...]) -> RunFacts:
+    return run_facts(root, replace(record, reason=without_paths(record.reason, machine)), usage)
 
 
 def _tracked(store: Store, name: str, facts: Mapping[str, RunFacts], machine: tuple[str, ...]) -> SweepRecord:

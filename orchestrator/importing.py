@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import tarfile
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,9 +35,12 @@ from orchestrator.archive import (
     read_manifest,
 )
 from orchestrator.errors import Problem, UserError
+from orchestrator.goodput import Usage, from_plain
 from orchestrator.lifecycle import ACTIVE, RunState
 from orchestrator.records import CellRecord, RunRecord
+from orchestrator.store import usages
 from orchestrator.store.runs import Store
+from orchestrator.store.schema import transaction
 from orchestrator.sweep.grammar import parse_sweep
 from orchestrator.workspace import Root, tree_hash
 
@@ -190,6 +194,7 @@ def _build(root: Root, manifest: Manifest, *, final: Path) -> None:
     told = _load(root.path / IMPORTED / RECORD)
     try:
         name, runs, cells = _record(told)
+        used = _usage(told)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise damaged(f"its record cannot be read ({type(error).__name__}: {error})") from error
     definition = (root.path / IMPORTED / SWEEP_FILE).read_text(encoding="utf-8")
@@ -212,6 +217,8 @@ def _build(root: Root, manifest: Manifest, *, final: Path) -> None:
         store.add(
             name=name, path=path, title=sweep.title, definition=definition, comment=comment, cells=cells, runs=runs, partial=False
         )
+        with transaction(store.connection):
+            usages.put(store.connection, used, store.runs(used), at=time.time())
     finally:
         store.close()
 
@@ -254,6 +261,11 @@ def _record(told: Mapping[str, Any]) -> tuple[str, list[RunRecord], list[CellRec
     if len(known) != len(runs) or not used <= known or any(run.state in ACTIVE for run in runs):
         raise ValueError("its runs do not fit together")
     return _text(told["name"]), runs, cells
+
+
+def _usage(told: Mapping[str, Any]) -> dict[str, Usage]:
+    """What its runs have used, where it says so; from the journals alone nobody could tell how long they were queued."""
+    return {str(one["id"]): from_plain(one["usage"]) for one in told["runs"] if one.get("usage") is not None}
 
 
 def _text(value: Any) -> str:

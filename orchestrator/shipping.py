@@ -8,9 +8,12 @@ from typing import Any
 
 from jobs.contract import read_attempts, read_outcome
 from jobs.journal import announced_steps, last_entry
+from orchestrator import accounting
 from orchestrator.errors import TrackerError
+from orchestrator.goodput import Usage
 from orchestrator.lifecycle import RunState
 from orchestrator.records import RunRecord
+from orchestrator.store import usages
 from orchestrator.store.cursors import StoredCursors
 from orchestrator.store.runs import Store
 from orchestrator.sweep.expand import expand
@@ -28,8 +31,8 @@ def _spec(root: Root, run: str) -> dict[str, Any]:
     return raw if isinstance(raw, dict) else {}
 
 
-def run_facts(root: Root, record: RunRecord) -> RunFacts:
-    """What the tracker is told about one run."""
+def run_facts(root: Root, record: RunRecord, usage: Usage | None) -> RunFacts:
+    """What the tracker is told about one run; `usage`: as the store has it."""
     run_dir, spec = root.run_dir(record.id), _spec(root, record.id)
     outcome = read_outcome(run_dir)
     progress = None
@@ -54,6 +57,7 @@ def run_facts(root: Root, record: RunRecord) -> RunFacts:
         progress=progress,
         steps=record.steps or None,
         ended_at=outcome.finished_at if outcome is not None else None,
+        usage=usage,
     )
 
 
@@ -75,7 +79,9 @@ def ship_sweeps(root: Root, store: Store, tracking_uri: str, names: Iterable[str
     records: dict[str, RunRecord] = {}
     for name in chosen:
         records |= store.of_sweep(name)
-    facts = {run: run_facts(root, record) for run, record in records.items()}
+    accounting.renew(root, store, usages.unread(store.connection, records))
+    used = usages.of(store.connection, records)
+    facts = {run: run_facts(root, record, used.get(run)) for run, record in records.items()}
     sweeps = [found for name in chosen if (found := gather_sweep(store, name, facts)) is not None]
     return ship(tracking_uri, root.path, facts.values(), StoredCursors(store.connection), sweeps, timeout_s=timeout_s)
 

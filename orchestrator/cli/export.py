@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from orchestrator import tick
+from orchestrator import accounting, tick
 from orchestrator.cli.common import open_desk, sweep_name
 from orchestrator.cluster import find_slurm
 from orchestrator.errors import ClusterError, Problem, UserError
+from orchestrator.store import usages
 
 
 @click.command("export")
@@ -38,5 +39,6 @@ def command(root: Path, sweep: str, file: Path, weights: bool) -> None:
                     tick.look(desk.root, desk.store, find_slurm())
                 except ClusterError as error:
                     click.echo(f"Slurm did not answer, states may be old: {error.problems[0].what}", err=True)
+                accounting.renew(desk.root, desk.store, usages.unread(desk.store.connection, desk.store.of_sweep(name)))
         done = export(desk.root, desk.store, name, file.absolute(), weights=weights)
     click.echo(f"wrote {file}: {done.runs} runs, {done.files} files, {done.bytes:,} bytes ({done.unpacked_bytes:,} unpacked)")

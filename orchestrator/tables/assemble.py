@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.errors import Problem, UserError
+from orchestrator.goodput import SHARED, Usage, worded
 from orchestrator.lifecycle import RunState
 from orchestrator.sweep.model import Table, Value
 from orchestrator.tables.effects import HOW_PAIRED, against_base
@@ -50,6 +51,8 @@ def assemble(record: SweepRecord, values: Values) -> TableModel:
     protocols = _protocols(table, columns) if table.paper else []
     hypotheses = _hypotheses(record, table, rows, columns, every)
     without = f"no value of: {', '.join(absent)}" if absent else ""
+    usage = sum((one.usage for one in record.runs.values() if one.usage is not None), Usage())
+    used = f"{worded(usage)}; {SHARED}" if usage else ""
     how = HOW_CROSSED if table.factorial is not None else HOW_PAIRED if table.base is not None else ""
     return TableModel(
         sweep=record.name,
@@ -58,8 +61,11 @@ def assemble(record: SweepRecord, values: Values) -> TableModel:
         rows=tuple(row.heading for row in rows),
         columns=columns,
         blocks=blocks,
-        notes=tuple(note for note in (how, HOW_TESTED if hypotheses else "", without, paper, *protocols, record.note) if note),
+        notes=tuple(
+            note for note in (how, HOW_TESTED if hypotheses else "", without, paper, *protocols, record.note, used) if note
+        ),
         hypotheses=hypotheses,
+        usage=usage or None,
         means_shown=table.factorial is None,
     )
 

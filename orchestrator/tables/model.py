@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from orchestrator.goodput import Usage
+
 
 class Mark(enum.StrEnum):
     """What a reader must know before trusting a number."""
@@ -207,7 +209,9 @@ class TableModel:
     columns: tuple[Heading, ...]
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
-    """Below everything: the paper's source and protocol, how effects were estimated, the sweep's own note."""
+    """Below everything: how effects were estimated, the paper's source and protocol, the sweep's own note, goodput."""
     hypotheses: tuple[HypothesisResult, ...] = ()
+    usage: Usage | None = None
+    """Of all runs of the sweep; None where the record does not say."""
     means_shown: bool = True
     """False for a factorial table: its many means go into CSV and JSON alone."""

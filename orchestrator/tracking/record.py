@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.goodput import Usage, from_plain
 from orchestrator.lifecycle import RunState
 from orchestrator.sweep.model import Axis, Cell, Claim, Factorial, Hypothesis, Join, Option, Relation, Sweep, Table, Value
 
@@ -52,6 +53,8 @@ class RunFacts:
     """The run's budget; None for kinds that have none."""
     ended_at: float | None = None
     """Seconds since the epoch, from the outcome; None while unknown."""
+    usage: Usage | None = None
+    """None while nobody has read it."""
 
     def to_json(self) -> str:
         """One JSON object; `from_json` gives an equal value back."""
@@ -64,6 +67,7 @@ class RunFacts:
         raw["state"] = RunState(raw["state"])
         raw["run_dir"] = Path(raw["run_dir"])
         raw["attempts"] = tuple(AttemptFacts(**one) for one in raw["attempts"])
+        raw["usage"] = None if raw.get("usage") is None else from_plain(raw["usage"])
         return cls(**raw)
 
 
@@ -79,6 +83,8 @@ class RunSummary:
     steps: int | None = None
     needs: tuple[str, ...] | None = None
     """Ids of the runs that it needs; None in records that do not say."""
+    usage: Usage | None = None
+    """None in records that do not say."""
     tracker_run: str = ""
     """The tracker's own id of the run; filled in by the shipper, empty while the tracker has not seen the run."""
 
@@ -159,7 +165,8 @@ def _factorial(raw: Mapping[str, Any] | None) -> Factorial | None:
 
 def _summary(raw: Mapping[str, Any]) -> RunSummary:
     needs = None if raw.get("needs") is None else tuple(raw["needs"])
-    return RunSummary(**{**raw, "state": RunState(raw["state"]), "needs": needs})
+    usage = None if raw.get("usage") is None else from_plain(raw["usage"])
+    return RunSummary(**{**raw, "state": RunState(raw["state"]), "needs": needs, "usage": usage})
 
 
 def describe(facts: RunFacts) -> str:
@@ -218,4 +225,5 @@ def summary(facts: RunFacts) -> RunSummary:
         code_tree=facts.code_tree,
         steps=facts.steps,
         needs=tuple(facts.needs.values()),
+        usage=facts.usage or None,
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jobs.contract import RunDir
 from jobs.journal import Journal, read_journal
+from orchestrator.goodput import in_seconds
 from orchestrator.lifecycle import RunState
 from orchestrator.tracking.cursors import Cursors, Marks, files_below, run_mark, sweep_mark
 from orchestrator.tracking.names import MAX_TAG, params, shorten
@@ -198,6 +199,7 @@ def run_tags(facts: RunFacts) -> dict[str, str]:
         "orch.needs": " ".join(f"{kind}={run}" for kind, run in facts.needs.items()),
         "orch.state": facts.state.value,
         "orch.reason": facts.reason,
+        "orch.usage": json.dumps(in_seconds(facts.usage), separators=(",", ":")) if facts.usage else "",
     }
     return {key: shorten(value, MAX_TAG) for key, value in told.items()}
 

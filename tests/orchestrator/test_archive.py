@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def finished(orch: Command, stub_slurm: StubSlurm, count_sweep: Sweep) -> Path:
         place = Root(orch.root).run_dir(run)
         for folder in (place.journals, place.attempts, place.output):
             folder.mkdir(exist_ok=True)
-        (place.attempts / "0001.json").write_text(json.dumps({"number": 1, "claimant": "c", "environment": "ab12"}) + "\n")
+        claimed = {"number": 1, "claimant": "c", "environment": "ab12", "job_id": f"101_{number}", "started_at": time.time() + 60}
+        (place.attempts / "0001.json").write_text(json.dumps(claimed) + "\n")
         lines = [
             {"attempt": 1, "restored": 0, "time": 1.0}, {"s": 5, "t": 7, "m": {"count/value": 10.5 + number}},
             {"s": 5, "t": 8, "e": "read", "d": {"file": f"{orch.root}/runs/x"}}, {"s": 5, "t": 9, "e": "end", "d": {}},
@@ -180,6 +182,35 @@ def test_that_the_table_of_an_imported_root_has_the_same_bytes(
         assert elsewhere("table", "counting", "--format", style, *known).out == here
         assert content[f"table.{style}"].decode() == here
     assert "10" in here or "11" in here
+
+
+def test_that_an_imported_root_knows_what_its_runs_used_and_how_long_they_were_queued(finished: Path, orch: Command) -> None:
+    target = finished.parent / "new"
+    orch("import", finished, "--root", target)
+    elsewhere = Command(root=target, capture=orch.capture, patch=orch.patch)
+    here = {run: one["usage"] for run, one in orch.runs().items()}
+    assert {run: one["usage"] for run, one in elsewhere.runs().items()} == here
+    assert all(one["queued_seconds"] > 50 for one in here.values())  # of which a journal knows nothing
+
+
+def test_that_an_archive_from_before_anybody_counted_time_is_read(finished: Path, orch: Command) -> None:
+    content = members(finished)
+    told = json.loads(content["record.json"])
+    for run in told["runs"]:
+        del run["usage"]
+    older = packed(finished.with_name("older.tar.gz"), content | {"record.json": json.dumps(told).encode()})
+    target = finished.parent / "new"
+    orch("import", older, "--root", target)
+    elsewhere = Command(root=target, capture=orch.capture, patch=orch.patch)
+    assert [one["usage"]["queued_seconds"] for one in elsewhere.runs().values()] == [0.0, 0.0]  # from the journals alone
+
+
+@pytest.mark.parametrize("usage", [7, [], {"gpus": {}}, {"gpus": {"productive_ms": -1}, "tasks": {}, "queued_ms": 0}], ids=str)
+def test_that_an_archive_whose_runs_used_no_time_that_there_is_is_refused(usage: Any, archive: Path, orch: Command) -> None:
+    content = members(archive)
+    told = json.loads(content["record.json"])
+    told["runs"][0]["usage"] = usage
+    refused(orch, packed(archive, content | {"record.json": json.dumps(told).encode()}), "its record cannot be read")
 
 
 def test_that_an_import_needs_a_root_of_its_own(finished: Path, orch: Command) -> None:

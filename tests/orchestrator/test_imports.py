@@ -91,7 +91,8 @@ def test_that_the_contracts_say_what_the_design_says() -> None:
     assert {line.removeprefix("orchestrator.** -> ") for line in known} == {
         "jobs.checkpoint", "jobs.contract", "jobs.data_spec",
         "jobs.data_spec_parts", "jobs.data.errors", "jobs.data.source", "jobs.environment", "jobs.journal",
-        "jobs.metrics", "jobs.rehearsal_config", "jobs.needs", "jobs.picture_file", "jobs.spec", "jobs.weights_file",
+        "jobs.metrics", "jobs.rehearsal_config", "jobs.needs", "jobs.picture_file", "jobs.spec", "jobs.times",
+        "jobs.weights_file",
         "models.spec", "models.spec_base", "models.spec_language", "models.spec_parts", "models.spec_video",
     }  # fmt: skip
     pure = by_name["Pure modules touch neither processes, files, clocks nor databases"]

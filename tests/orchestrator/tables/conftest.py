@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.goodput import Spent, Usage
 from orchestrator.lifecycle import RunState
 from orchestrator.sweep.model import Axis, Option, Table, Value
 from orchestrator.tracking.record import CellEntry, RunSummary, SweepRecord
@@ -20,6 +21,13 @@ STATES = {
     ("cosine", 1): (RunState.QUEUED, "queued"),
     ("cosine", 2): (RunState.QUEUED, "queued"),
 }
+
+HOUR = 3_600_000
+USAGE = Usage(
+    gpus=Spent(productive_ms=4 * HOUR, checkpointing_ms=HOUR // 20, restarting_ms=HOUR // 4, replayed_ms=HOUR // 10),
+    queued_ms=HOUR,
+)
+"""Of each training run that was started."""
 
 
 def option(name: str, label: str, note: str = "") -> Option:
@@ -56,7 +64,8 @@ def table1() -> SweepRecord:
             state, reason = STATES.get((method, seed), (RunState.DONE, "done"))
             tree = "tree-b" if (method, seed) == ("slot_attn", 2) else "tree-a"
             steps = 400 if (method, seed) == ("untrained", 2) else 500
-            runs[of["train"]] = RunSummary(kind="train", state=state, reason=reason, code_tree=tree, steps=steps)
+            usage = None if state is RunState.QUEUED else USAGE
+            runs[of["train"]] = RunSummary(kind="train", state=state, reason=reason, code_tree=tree, steps=steps, usage=usage)
             if state is RunState.DONE:
                 runs[of["evaluate"]] = RunSummary(kind="evaluate", state=state, reason=reason, code_tree="tree-a")
         if method == "slot_attn":

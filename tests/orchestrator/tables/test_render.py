@@ -40,6 +40,27 @@ def test_that_a_table_prints_as_its_golden_file(record, values, form):
     assert text == path.read_text(encoding="utf-8")
 
 
+GOODPUT = (
+    "goodput 90 % of 44.0 GPU-hours (productive 40.0, checkpointing 0.5, restarting 2.5, replayed 1.0); queued 10.0 h; "
+    "a run that serves several sweeps counts in each"
+)
+
+
+def test_that_a_table_ends_with_what_became_of_its_time(record, values):
+    model = assemble(record, values)
+    assert markdown(model).splitlines()[-1].strip() == GOODPUT
+    assert f"<p>{GOODPUT}</p>\n</body>" in render(model, Format.HTML)
+    assert escape(GOODPUT) in render(model, Format.LATEX).splitlines()[-2]
+    assert json.loads(render(model, Format.JSON))["usage"]["gpus"]["productive_ms"] == 40 * 3_600_000
+    assert "goodput" not in render(model, Format.CSV)
+
+
+def test_that_a_table_of_runs_that_nobody_has_read_tells_nothing_of_their_time(record, values):
+    silent = replace(record, runs={run: replace(one, usage=None) for run, one in record.runs.items()})
+    model = assemble(silent, values)
+    assert (model.usage, model.notes[-1]) == (None, record.note)
+
+
 def test_that_markdown_lines_up_in_a_terminal(record, values):
     lines = [line for line in markdown(assemble(record, values)).splitlines() if line.startswith("|")]
     blocks = [lines[:6], lines[6:]]

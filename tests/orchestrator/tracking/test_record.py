@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.goodput import Spent, Usage
 from orchestrator.lifecycle import RunState
 from orchestrator.sweep.model import (
     Axis,
@@ -24,6 +25,8 @@ from orchestrator.sweep.model import (
     Value,
 )
 from orchestrator.tracking.record import AttemptFacts, RunFacts, SweepRecord, describe, sweep_record
+
+USAGE = Usage(gpus=Spent(productive_ms=5, replayed_ms=1), tasks=Spent(restarting_ms=2), queued_ms=3)
 
 
 def facts(run: str = "r1", state: RunState = RunState.DONE, **more) -> RunFacts:
@@ -53,12 +56,13 @@ def test_that_a_record_survives_json():
         Cell(coordinates={"method": "b"}, overrides=()),
         Cell(coordinates={"method": "a"}, overrides=(), cite=3.0, source="p. 4"),
     ]
-    known = {"r1": facts(code_tree="t", steps=5)}
+    known = {"r1": facts(code_tree="t", steps=5, usage=USAGE)}
     record = sweep_record(sweep(), cells, [{"prepare": "r0", "train": "r1"}, {}], known, "a comment")
     assert SweepRecord.from_json(record.to_json()) == record
     assert list(record.cells[0].runs) == ["prepare", "train"]
     assert (list(record.runs), record.runs["r1"].steps, record.comment) == (["r1"], 5, "a comment")
     assert record.definition == "title: A title\n"
+    assert record.runs["r1"].usage == USAGE
 
 
 def test_that_a_record_keeps_what_a_table_asks_for_besides_means():
@@ -82,6 +86,13 @@ def test_that_a_record_from_before_there_were_effects_is_read():
     assert SweepRecord.from_json(json.dumps(raw)) == record
 
 
+def test_that_a_record_from_before_anybody_counted_time_is_read():
+    record = sweep_record(sweep(), [Cell(coordinates={"method": "b"}, overrides=())], [{"train": "r1"}], {"r1": facts()})
+    raw = json.loads(record.to_json())
+    del raw["runs"]["r1"]["usage"]
+    assert SweepRecord.from_json(json.dumps(raw)) == record
+
+
 def test_that_a_record_of_another_format_is_refused():
     record = sweep_record(sweep(), [], [], {})
     with pytest.raises(ValueError, match="another version"):
@@ -90,7 +101,8 @@ def test_that_a_record_of_another_format_is_refused():
 
 def test_that_facts_survive_json():
     one = facts(attempts=(AttemptFacts(job_id="1_0", restart_count=2, node="n"),), config={"a": {"b": 1}}, progress=0.5)
-    assert RunFacts.from_json(one.to_json()) == one
+    for facts_ in (one, replace(one, usage=USAGE)):
+        assert RunFacts.from_json(facts_.to_json()) == facts_
 
 
 def test_that_a_cell_without_its_runs_is_our_bug():

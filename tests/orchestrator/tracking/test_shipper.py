@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.journal import CHECKPOINT, END
+from orchestrator.goodput import Spent, Usage
 from orchestrator.lifecycle import RunState
 from orchestrator.sweep.model import Axis, Factorial, Option, Table, Value
 from orchestrator.tracking.mlflow_store import MlflowTracker
@@ -97,6 +99,28 @@ def test_that_a_run_carries_its_configuration_and_its_history_but_no_sweep(uri, 
         "orch.state": "done",
     }
     assert run.tags["mlflow.runName"] == "train r1"
+
+
+def test_that_a_run_carries_what_it_has_used_and_a_later_count_replaces_it(uri, root, make, memory_cursors):
+    usage = Usage(gpus=Spent(productive_ms=3000, restarting_ms=1000), queued_ms=500)
+    make.steps("r1", last=2, event=CHECKPOINT)
+    ship(uri, root, [make.facts("r1", RunState.RUNNING, usage=usage)], memory_cursors)
+    told = {"productive": 3.0, "checkpointing": 0.0, "restarting": 1.0, "replayed": 0.0}
+    expected = {"goodput": 0.75, "gpu_seconds": told, "queued_seconds": 0.5}
+    assert json.loads(tracked(uri, root, "r1").tags["orch.usage"]) == expected
+    make.steps("r1", last=3)
+    ship(uri, root, [make.facts("r1", usage=usage + usage)], memory_cursors)
+    assert json.loads(tracked(uri, root, "r1").tags["orch.usage"])["gpu_seconds"]["productive"] == 6.0
+
+
+def test_that_counting_the_time_of_a_finished_run_later_ships_no_run_again(uri, root, make, memory_cursors):
+    """Runs that were shipped before anybody counted: their sweep's record is renewed once, they are left alone."""
+    make.steps("r1", last=2)
+    ship(uri, root, [make.facts("r1")], memory_cursors, [record()])
+    counted = Usage(tasks=Spent(productive_ms=7))
+    runs = {"r1": replace(record().runs["r1"], usage=counted)}
+    reports = [ship(uri, root, [make.facts("r1", usage=counted)], memory_cursors, [record(runs=runs)]) for _ in range(2)]
+    assert [(one.runs, one.unchanged, one.sweeps) for one in reports] == [(0, 1, 1), (0, 1, 0)]
 
 
 def test_that_the_configuration_and_pictures_are_stored_once(uri, root, make, memory_cursors):
