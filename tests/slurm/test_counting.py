@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,15 +138,42 @@ def test_that_a_dead_node_costs_an_interval_and_no_more(orch: Orch, tmp_path: Pa
     assert orch.journal(run["id"]).attempts[-1].restored_step >= reached - 10
 
 
-def test_that_a_killed_run_is_lost_until_resumed_and_never_done(orch: Orch, tmp_path: Path) -> None:
-    run = start(orch, tmp_path, "killed", steps=150, every=5)
-    orch.wait_for_step(run["id"], 8)
+def test_that_a_killed_run_is_lost_until_resumed_and_never_done_and_its_time_is_accounted_for(orch: Orch, tmp_path: Path) -> None:
+    """Evicted with notice first: that replays nothing, the kill does."""
+    run = start(orch, tmp_path, "killed", steps=150, every=20)
+    orch.cluster.evict(run["job"])
+    orch.wait_for_attempt(run["id"], 2)
+    evicted = orch.only_run("killed")["usage"]
+    orch.until(lambda: unsaved_steps(orch, run["id"]) >= 5, 30, "it saves whatever it counts")
     os.kill(read_attempts(orch.run_dir(run["id"]))[-1].pid, signal.SIGKILL)
     lost = orch.wait_for_state("killed", ["lost"])[run["id"]]
     assert "no outcome" in lost["reason"]
     orch("resume")
     orch.wait_for_state("killed", ["done"])
     assert_exact(orch, run["id"], seed=0, steps=150)
+    assert_accounted(orch, run["id"], evicted)
+
+
+def unsaved_steps(orch: Orch, run_id: str) -> int:
+    """Steps in a run's journals that no checkpoint covers."""
+    return orch.step(run_id) - orch.journal(run_id).covered_step
+
+
+def assert_accounted(orch: Orch, run_id: str, evicted: dict[str, Any]) -> None:
+    """What `orch` says of the time of a run that was evicted with notice, then killed without, then resumed."""
+    usage = orch.only_run(run_id)["usage"]
+    before, after = evicted["task_seconds"], usage["task_seconds"]
+    assert (before["replayed"], after["replayed"]) == (0, pytest.approx(1, abs=4)), usage
+    assert after["replayed"] >= 0.3  # five steps of 0.1 s, less a bit
+    assert min(before["productive"], before["restarting"], before["checkpointing"]) > 0
+    assert 0 < evicted["queued_seconds"] < usage["queued_seconds"]
+    attempts, journals = read_attempts(orch.run_dir(run_id)), orch.journal(run_id).attempts
+    lasted = [journal.entries[-1].time_ms / 1000 - one.started_at for one, journal in zip(attempts, journals, strict=True)]
+    assert sum(after.values()) == pytest.approx(sum(lasted), abs=0.01)
+    assert after["productive"] >= 12  # of 150 steps of 0.1 s
+    line = next(line for line in orch("status").splitlines() if line.startswith("goodput"))
+    assert line in orch("show", run_id)
+    assert orch("table", "killed").splitlines()[-1].startswith(line)
 
 
 def test_that_an_administrators_requeue_keeps_the_run(orch: Orch, tmp_path: Path) -> None:
