@@ -18,7 +18,7 @@ from orchestrator.store.runs import Store
 from orchestrator.store.schema import transaction
 from orchestrator.workspace import Root
 
-AT_ONCE = 1000
+AT_ONCE = 500
 """Runs that one look reads at most, of those that stopped running; a store of an earlier version has all of them to read."""
 
 
