@@ -12,7 +12,7 @@ import pytest
 
 from jobs.contract import Outcome, Status, write_outcome
 from jobs.journal import AT_WORK, CHECKPOINT, END
-from orchestrator import accounting, tick
+from orchestrator import accounting, shipping, tick
 from orchestrator.goodput import Spent, Usage
 from orchestrator.lifecycle import RunState
 from orchestrator.records import CellRecord, RunRecord
@@ -129,6 +129,27 @@ def test_that_a_run_that_waits_in_the_queue_again_is_counted(root: Root, store: 
     store.apply([Change(run="a", state=RunState.RUNNING), Change(run="a", state=RunState.QUEUED, reason="requeued")], now=NOW)
     accounting.renew_stopped(root, store)
     assert used(store)["a"].tasks == TEN_SECONDS
+
+
+def test_that_news_of_a_running_run_is_not_its_end(root: Root, store: Store) -> None:
+    add(store, ["a"])
+    store.apply([Change(run="a", state=RunState.RUNNING), Change(run="a", state=RunState.RUNNING, reason="odd")], now=NOW)
+    assert usages.stale(store.connection, limit=9) == []
+
+
+def test_that_what_is_shipped_was_read_before(root: Root, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(store, ["ended", "running", "elsewhere"])
+    for run in ("ended", "running", "elsewhere"):
+        finished(root, store, run)
+    store.apply([Change(run="ended", state=RunState.DONE), Change(run="running", state=RunState.RUNNING)], now=NOW)
+    shipped: dict[str, Usage | None] = {}
+    monkeypatch.setattr(shipping, "gather_sweep", lambda *_: None)
+    monkeypatch.setattr(
+        shipping, "ship", lambda uri, path, facts, *_, **__: shipped.update({one.run_id: one.usage for one in facts})
+    )
+    shipping.ship_sweeps(root, store, "", ["s"])
+    counted = Usage(tasks=TEN_SECONDS, queued_ms=100_000)
+    assert shipped == {"ended": counted, "running": counted, "elsewhere": None}
 
 
 def test_that_a_run_that_never_started_is_not_read(root: Root, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
