@@ -179,7 +179,6 @@ class TextEmbedding:
             missing = self._missing()
             self._look()
             log.info("%d of %d sentences to embed on %s", self.layout.images - self._done, self.layout.images, self.device.type)
-            self.run.at_work(max(self._done, self.saved))
             for piece in missing:
                 rows = self._compute(piece)
                 if not self.writer.commit(piece, rows, squared_error=0.0, may_commit=self.run.owns):

@@ -30,7 +30,7 @@ from jobs.data.feature_writer import FeatureWriter
 from jobs.data.features import FeatureStore
 from jobs.data.store import write_manifest
 from jobs.embed_shard import embed_shard
-from jobs.journal import read_journal
+from jobs.journal import AT_WORK, read_journal
 from jobs.preemption import Flag
 from jobs.weights import load_backbone, weights_digest
 from jobs.weights_file import check_weights, weights_content
@@ -137,6 +137,7 @@ def test_that_the_outcome_names_every_file_and_the_journal_the_progress(untouche
     assert not (untouched.path / "work").exists()
     names = {name for entry in read_journal(untouched.journals).counting() for name in entry.metrics}
     assert names == {"embed/images", "embed/images_per_s", "embed/error_floor"}
+    assert next(read_journal(untouched.journals).counting()).event == AT_WORK  # before the first shard
 
 
 def test_that_bytes_and_time_are_said_before_it_starts(untouched: RunDir) -> None:

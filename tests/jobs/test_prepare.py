@@ -337,6 +337,7 @@ def test_that_an_evicted_run_goes_on_where_it_stopped(tmp_path: Path, untouched:
     lines = (tmp_path / "r1" / "journal" / "0002.jsonl").read_text().splitlines()
     told = [json.loads(line)["s"] for line in lines if "prepare/records" in line]
     assert told == [20, 23, 28, 30]
+    assert json.loads(lines[1])["e"] == "at_work"  # before the first chunk
     assert finished.step == TOTAL
     assert tree(tmp_path / "r1" / "output" / "store") == untouched
 
