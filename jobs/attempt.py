@@ -17,7 +17,7 @@ from jobs import eviction
 from jobs.checkpoint import Checkpoint, CheckpointStore, Saved
 from jobs.contract import Attempt, Cause, ExitCode, Outcome, RunDir, Status, owns, read_outcome, write_outcome
 from jobs.eviction import Slurm, Verdict
-from jobs.journal import AT_WORK, CHECKPOINT, JournalWriter
+from jobs.journal import AT_WORK, CHECKPOINT, SAVING, JournalWriter
 from jobs.preemption import Flag
 from jobs.ranks import Ranks
 from jobs.spec import FrozenRun
@@ -116,6 +116,7 @@ class Run:
         """
         assert self.journal is not None
         begun = time.monotonic()
+        self.journal.event(step, SAVING)
         self.journal.sync()
         saved = self.store.save(
             step,

@@ -5,8 +5,12 @@ A file's first line is its head: `{"attempt": 2, "restored": 200, "time": ...}`;
 An entry at step s was made by finishing step s (its state is the one after s steps).
 Where an attempt's time went can be read from the head and the end of its file alone (jobs.times): see `SO_FAR`.
 
-An entry *counts* if no later attempt restored below its step. It may be *shipped* once a valid checkpoint, or the
-run's end, covers its step: no fall-back after that can take it back, except to redo it with the same content.
+An entry *counts* if it belongs to the history of the newest attempt: that of the attempt whose checkpoint it restored, up to
+that step, and so on. An attempt that a later one passed by, with a checkpoint beyond all that it reached, counts nothing (it had
+fallen back, because the newer checkpoints were not seen or not good at its time).
+
+An entry may be *shipped* once a valid checkpoint, or the run's end, covers its step: no fall-back after that can take it back,
+except to redo it with the same content.
 """
 
 from __future__ import annotations
@@ -15,13 +19,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 CHECKPOINT = "checkpoint"
 """Event: a valid checkpoint at this step is on disk."""
+SAVING = "saving"
+"""Event: a checkpoint of this step is about to be written. Durable before it: whose checkpoint it is shows in its journal."""
 END = "end"
 """Event: the run ended at this step; nothing follows."""
 START = "start"
@@ -110,6 +116,11 @@ class AttemptJournal:
     restored_step: int
     entries: tuple[Entry, ...]
 
+    @property
+    def last_step(self) -> int:
+        """The highest step that it reached."""
+        return max((entry.step for entry in self.entries), default=self.restored_step)
+
 
 _DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading a line raises when it is not one of ours."""
@@ -148,6 +159,29 @@ def read_attempt(path: Path) -> AttemptJournal | None:
     return AttemptJournal(attempt=attempt, restored_step=restored, entries=entries)
 
 
+class Reach(NamedTuple):
+    """From where to where an attempt got."""
+
+    restored: int
+    last: int
+    """Highest step of its entries, or what it restored."""
+
+
+def kept_up_to(attempts: Sequence[Reach]) -> list[float | None]:
+    """Up to which step each attempt, oldest first, is part of the newest one's history; None: not at all.
+
+    Where nobody reached the step that was restored (a line was lost), the attempt before is taken for its maker.
+    """
+    found: list[float | None] = [None] * len(attempts)
+    ceiling, number = math.inf, len(attempts) - 1
+    while number >= 0:
+        found[number] = ceiling
+        ceiling = min(ceiling, attempts[number].restored)
+        older = range(number - 1, -1, -1)
+        number = next((one for one in older if attempts[one].last >= ceiling), number - 1)
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Journal:
     """All attempts of a run, oldest first."""
@@ -156,13 +190,10 @@ class Journal:
 
     def counting(self) -> Iterator[Entry]:
         """Entries that count, in step order within the surviving history."""
-        ceiling = math.inf
-        kept: list[tuple[Entry, ...]] = []
-        for attempt in reversed(self.attempts):
-            kept.append(tuple(entry for entry in attempt.entries if entry.step <= ceiling))
-            ceiling = min(ceiling, attempt.restored_step)
-        for entries in reversed(kept):
-            yield from entries
+        ceilings = kept_up_to([Reach(one.restored_step, one.last_step) for one in self.attempts])
+        for attempt, ceiling in zip(self.attempts, ceilings, strict=True):
+            if ceiling is not None:
+                yield from (entry for entry in attempt.entries if entry.step <= ceiling)
 
     @property
     def covered_step(self) -> int:

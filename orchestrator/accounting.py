@@ -29,7 +29,8 @@ def read_usage(root: Root, store: Store, record: RunRecord) -> Usage:
         gpus = demand(record.resources).gpus
     except (ValueError, TypeError):  # of an archive: nothing was ever submitted with it here
         gpus = 0
-    return usage_of(read_times(root.run_dir(record.id)), submitted_ms, with_gpus=gpus > 0)
+    times = read_times(root.run_dir(record.id))
+    return usage_of(times, submitted_ms, with_gpus=gpus > 0, runs_per_gpu=record.runs_per_task)
 
 
 def renew(root: Root, store: Store, runs: Iterable[str]) -> None:

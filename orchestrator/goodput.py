@@ -10,15 +10,18 @@ queued          from being handed to Slurm (dependencies included) to the claim;
                 attempt before. Waits that ended in a claim count; nobody waits between a failure and the next submission
 
 An attempt lasts from its claim to its last sign of life, the last line of its journal. Its time counts once for each of its
-ranks: GPU-hours where its job asks for GPUs (a rank has one), else task-hours, as for every process on this machine.
+ranks: GPU-hours where its job asks for GPUs (a rank has one, packed runs their share of one), else task-hours, as for every
+process on this machine.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from jobs.journal import Reach, kept_up_to
 from jobs.times import AttemptTimes
 
 CLASSES = ("productive", "checkpointing", "restarting", "replayed")
@@ -53,6 +56,10 @@ class Spent:
         """The same for so many ranks."""
         return Spent(**{f"{one}_ms": ranks * self.of(one) for one in CLASSES})
 
+    def shared(self, runs: int) -> Spent:
+        """What falls to each of so many runs."""
+        return Spent(**{f"{one}_ms": self.of(one) // runs for one in CLASSES})
+
     def of(self, name: str) -> int:
         """Milliseconds of one of `CLASSES`."""
         return int(getattr(self, f"{name}_ms"))
@@ -82,21 +89,31 @@ class Usage:
         return spent.goodput if spent.total_ms else None
 
 
-def usage_of(attempts: Sequence[AttemptTimes], submitted_ms: Sequence[int], *, with_gpus: bool) -> Usage:
+def usage_of(attempts: Sequence[AttemptTimes], submitted_ms: Sequence[int], *, with_gpus: bool, runs_per_gpu: int = 1) -> Usage:
     """What one run has used. `attempts`: oldest first; `submitted_ms`: when it was handed to Slurm; `with_gpus`: its job asks
-    for GPUs (attempts on this machine, without a job, count as tasks all the same)."""
+    for GPUs (attempts on this machine, without a job, count as tasks all the same), each of which so many runs share."""
     found = Usage(queued_ms=_queued_ms(attempts, submitted_ms))
-    ceiling: int | None = None
-    for one in reversed(attempts):
-        spent = spent_in(one, redone_after=ceiling).times(one.world_size)
-        found += Usage(gpus=spent) if with_gpus and one.job_id else Usage(tasks=spent)
-        if one.restored_step is not None:
-            ceiling = one.restored_step if ceiling is None else min(ceiling, one.restored_step)
+    for one, kept in zip(attempts, _kept(attempts), strict=True):
+        spent = spent_in(one, redone_after=kept).times(one.world_size)
+        found += Usage(gpus=spent.shared(runs_per_gpu)) if with_gpus and one.job_id else Usage(tasks=spent)
+    return found
+
+
+def _kept(attempts: Sequence[AttemptTimes]) -> list[int | None]:
+    """The step after which each attempt's work was done again by others; None: it was not."""
+    reached = [
+        Reach(one.restored_step, max(one.restored_step, one.last_step)) for one in attempts if one.restored_step is not None
+    ]
+    kept = iter(kept_up_to(reached))
+    found: list[int | None] = []
+    for one in attempts:
+        step = math.inf if one.restored_step is None else next(kept)
+        found.append((one.restored_step or 0) if step is None else None if step == math.inf else int(step))
     return found
 
 
 def spent_in(one: AttemptTimes, *, redone_after: int | None) -> Spent:
-    """Of one attempt and one rank. `redone_after`: the lowest step that a later attempt restored; None: there was none."""
+    """Of one attempt and one rank. `redone_after`: what lies beyond this step was done again by others; None: nothing."""
     total = max(0, one.ended_ms - one.claimed_ms)
     if one.working_ms is None:
         return Spent(restarting_ms=total)

@@ -19,7 +19,7 @@ from jobs import evaluate as job
 from jobs.contract import Cause, ExitCode, RunDir, Status
 from jobs.data.store import ImageStore
 from jobs.forks import make_run
-from jobs.journal import AT_WORK, CHECKPOINT, START, read_journal
+from jobs.journal import AT_WORK, SAVING, START, read_journal
 from jobs.metrics import METRICS
 from jobs.pieces import Progress, summarise
 from jobs.protocols import label_set
@@ -91,7 +91,7 @@ def test_that_an_interrupted_evaluation_scores_the_same(trained: Path, tmp_path:
     assert outcome_of(struck).step == 2
     assert attempt(struck) == [0]
     begun = [[entry.event for entry in one.entries][:3] for one in read_journal(struck.journals).attempts]
-    assert begun == [[START, AT_WORK, CHECKPOINT]] * 2  # the first piece is no start-up
+    assert begun == [[START, AT_WORK, SAVING]] * 2  # the first piece is no start-up
     assert scores(plain) == scores(struck)
 
 

@@ -17,7 +17,9 @@ from jobs.journal import (
     Entry,
     Journal,
     JournalWriter,
+    Reach,
     announced_steps,
+    kept_up_to,
     last_entry,
     read_attempt,
     read_journal,
@@ -26,19 +28,23 @@ from jobs.journal import (
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[AttemptJournal]:
-    """What attempts leave that restore the newest checkpoint, or an older one when it rotted; metrics at every step."""
+    """What attempts leave that restore the newest checkpoint, or an older one when it rotted, or when it was not seen (the next
+    may see it); metrics at every step, and events of a checkpoint unless a death came between."""
     found: list[AttemptJournal] = []
-    checkpoints = [0]
-    for number in range(1, draw(st.integers(1, 5)) + 1):
-        rotten = draw(st.integers(0, min(1, len(checkpoints) - 1)))
-        checkpoints = checkpoints[: len(checkpoints) - rotten]
-        restored = checkpoints[-1]
+    checkpoints = {0}
+    for number in range(1, draw(st.integers(1, 6)) + 1):
+        if len(checkpoints) > 1 and draw(st.booleans()):
+            checkpoints.discard(max(checkpoints))
+        seen = sorted(checkpoints)
+        restored = seen[-1 - draw(st.integers(0, min(2, len(seen) - 1)))]
         entries: list[Entry] = []
         for step in range(restored + 1, restored + 1 + draw(st.integers(0, 6))):
             entries.append(Entry(step=step, time_ms=number * 1000 + step, metrics={"m": float(step)}))
             if draw(st.booleans()):
+                checkpoints.add(step)
+                if not draw(st.booleans()):
+                    break  # died before the event
                 entries.append(Entry(step=step, time_ms=0, event=CHECKPOINT))
-                checkpoints.append(step)
         found.append(AttemptJournal(attempt=number, restored_step=restored, entries=tuple(entries)))
     return found
 
@@ -54,14 +60,21 @@ def test_that_every_step_counts_once_and_in_order(history: list[AttemptJournal])
 
 
 @given(histories())
-def test_that_an_entry_counts_unless_a_later_attempt_restored_below_it(history: list[AttemptJournal]) -> None:
-    expected = [
-        entry
-        for position, attempt in enumerate(history)
-        for entry in attempt.entries
-        if all(entry.step <= later.restored_step for later in history[position + 1 :])
-    ]
-    assert list(Journal(attempts=tuple(history)).counting()) == expected
+def test_that_all_counts_that_led_to_the_newest_attempt(history: list[AttemptJournal]) -> None:
+    newest = history[-1]
+    steps = metric_steps(list(Journal(attempts=tuple(history)).counting()))
+    assert steps == list(range(1, newest.last_step + 1))
+    assert [entry for entry in Journal(attempts=tuple(history)).counting() if entry in newest.entries] == list(newest.entries)
+
+
+def test_that_an_attempt_that_fell_back_and_was_passed_by_counts_nothing() -> None:
+    """Seen in the fault campaign: listings were stale, the third attempt began at 0, and the fourth went on from 50."""
+    reached = [Reach(0, 30), Reach(20, 50), Reach(0, 10), Reach(50, 90)]
+    assert kept_up_to(reached) == [20, 50, None, math.inf]
+    assert kept_up_to([Reach(0, 100), Reach(90, 95), Reach(100, 120)]) == [100, None, math.inf]
+    assert kept_up_to([Reach(0, 30), Reach(20, 25), Reach(40, 60)]) == [20, 40, math.inf], "whose it was is not known"
+    assert kept_up_to([Reach(0, 3), Reach(3, 3), Reach(3, 9)]) == [3, 3, math.inf]
+    assert kept_up_to([]) == []
 
 
 @given(histories())

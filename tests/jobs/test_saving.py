@@ -22,7 +22,7 @@ from jobs.background import Background
 from jobs.checkpoint import CheckpointStore
 from jobs.compare import differences
 from jobs.contract import Attempt, Cause, ExitCode, RunDir, Status, claim, read_attempts
-from jobs.journal import AT_WORK, CHECKPOINT, END, JournalWriter, read_attempt
+from jobs.journal import AT_WORK, CHECKPOINT, END, SAVING, JournalWriter, read_attempt
 from jobs.preemption import NOTICES, Flag
 from jobs.ranks import Ranks
 from jobs.saving import Saver, lifetimes_s
@@ -273,7 +273,7 @@ def test_that_whoever_ends_waits_for_the_write_on_its_way(end: str, data: Path, 
     journal = read_attempt(run_dir.journals / "0001.jsonl")
     assert journal is not None
     events = [entry.event for entry in journal.entries if entry.event]
-    assert events[:3] == ["start", AT_WORK, CHECKPOINT]  # then how it ended
+    assert events[:4] == ["start", AT_WORK, SAVING, CHECKPOINT]  # then how it ended
 
 
 # The pieces

@@ -220,7 +220,7 @@ def test_that_a_store_of_the_first_schema_learns_what_its_ended_runs_used(root: 
     look(root, store)
     store.connection.execute("UPDATE runs SET state = 'failed' WHERE id = 'failed'")
     store.connection.execute("DROP TABLE usage")
-    store.connection.execute("PRAGMA user_version = 1")
+    store.connection.execute("PRAGMA user_version = 2")
     older = Store(root.store)
     assert sorted(usages.stale(older.connection, limit=9)) == ["done", "failed"]
     look(root, older)

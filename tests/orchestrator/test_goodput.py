@@ -67,6 +67,19 @@ def test_that_between_known_checkpoints_time_goes_with_steps() -> None:
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
+def test_that_an_attempt_that_was_passed_by_replayed_everything_and_its_elders_nothing() -> None:
+    """The second saw no checkpoint and began at 0; the third went on from the first one's 50."""
+    first = attempt(0, 0, 1000, last=50, saves=((50, 1000, 0),))
+    second = attempt(2000, 2000, 2500, restored=0, last=10)
+    third = attempt(4000, 4000, 5000, restored=50, last=100)
+    assert shares(usage_of([first, second, third], [], with_gpus=False).tasks) == (2000, 0, 0, 500)
+
+
+def test_that_packed_runs_share_their_gpu() -> None:
+    one = attempt(0, 1000, 9000)
+    assert shares(usage_of([one], [], with_gpus=True, runs_per_gpu=4).gpus) == (2000, 0, 250, 0)
+
+
 def test_that_the_lowest_step_that_any_later_attempt_restored_decides() -> None:
     """The second restored 40, the third 10: what the first did after 10 was done again."""
     first = attempt(0, 0, 1000, last=50, saves=((10, 100, 0), (40, 800, 0)))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.journal import CHECKPOINT, END, read_journal
+from jobs.journal import CHECKPOINT, END, SAVING, read_journal
 from orchestrator.errors import TrackerError
 from orchestrator.lifecycle import RunState
 from orchestrator.tracking.cursors import Cursor
@@ -131,7 +131,7 @@ class RowTracker:
 
 
 class Job:
-    """A training job that may be killed after any step and may find its newest checkpoint corrupt."""
+    """A training job that may be killed after any step, and may find its newest checkpoint corrupt, or not see it this once."""
 
     def __init__(self, folder: Path) -> None:
         self.journals = folder / "r" / "journal"
@@ -142,10 +142,10 @@ class Job:
         self.clock = 0
         self.restart(corrupt=0)
 
-    def restart(self, *, corrupt: int) -> None:
+    def restart(self, *, corrupt: int, unseen: int = 0) -> None:
         for _ in range(min(corrupt, len(self.checkpoints) - 1)):
             self.checkpoints.pop()
-        self.step = self.checkpoints[-1]
+        self.step = self.checkpoints[-1 - min(unseen, len(self.checkpoints) - 1)]
         self.attempt += 1
         self._write({"attempt": self.attempt, "restored": self.step, "time": 0.0})
 
@@ -164,8 +164,9 @@ class Job:
                 self._write({"s": self.step, "t": self._stamp(), "m": values})
 
     def checkpoint(self) -> None:
-        if self.checkpoints[-1] != self.step:
-            self.checkpoints.append(self.step)
+        if self.step:
+            self._write({"s": self.step, "t": self._stamp(), "e": SAVING})
+            self.checkpoints = sorted({*self.checkpoints, self.step})
             self._write({"s": self.step, "t": self._stamp(), "e": CHECKPOINT})
 
     def finish(self) -> None:
@@ -176,9 +177,12 @@ class Job:
 work = st.tuples(st.just("work"), st.integers(1, 9))
 checkpoint = st.tuples(st.just("checkpoint"), st.just(0))
 killed = st.tuples(st.just("killed"), st.integers(0, 2))
+killed_amid_old_listings = st.tuples(st.just("killed amid old listings"), st.integers(1, 3))
 shipping = st.tuples(st.just("ship"), st.one_of(st.none(), st.tuples(st.integers(0, 9), st.sampled_from([0.0, 0.5, 1.0]))))
 lost_cursors = st.tuples(st.just("lose cursors"), st.just(0))
-histories = st.lists(st.one_of(work, work, checkpoint, checkpoint, killed, shipping, shipping, lost_cursors), max_size=25)
+histories = st.lists(
+    st.one_of(work, work, checkpoint, checkpoint, killed, killed_amid_old_listings, shipping, shipping, lost_cursors), max_size=25
+)
 
 
 def facts_of(folder: Path) -> RunFacts:
@@ -201,6 +205,8 @@ def test_that_any_history_of_kills_and_outages_ends_with_every_point_once(histor
                     job.checkpoint()
                 case "killed", int(corrupt):
                     job.restart(corrupt=corrupt)
+                case "killed amid old listings", int(unseen):
+                    job.restart(corrupt=0, unseen=unseen)
                 case "lose cursors", _:
                     cursors.known.clear()
                 case "ship", None:
