@@ -76,13 +76,14 @@ def tracker_dies(scene: Scene) -> list[str] | None:
 
 
 def tracker_is_sick(scene: Scene) -> list[str] | None:
-    """While orch ships, the tracker answers 500, or takes seconds, or takes a batch and hangs up before its answer."""
+    """While orch ships, the tracker answers 500 for a while, or too late, or takes a batch and hangs up before its answer."""
     proxy, before = scene.tracker.proxy, scene.tracker.proxy.served
     process = scene.orch("sync", wait=False)
     time.sleep(scene.draw.uniform(1.0, 2.0))
     proxy.mood = scene.draw.choice(("failing", "slow", "mute"))
-    process.wait(timeout=120)
+    time.sleep(scene.draw.uniform(1.0, 4.0))
     proxy.mood = "honest"
+    process.wait(timeout=240)
     return [] if proxy.served > before else None
 
 

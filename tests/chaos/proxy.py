@@ -10,7 +10,8 @@ from typing import Literal
 
 Mood = Literal["honest", "failing", "slow", "mute"]
 """`failing`: answers 500 and asks nobody; `slow`: first waits; `mute`: passes the request on and hangs up before the answer."""
-SLOW_S = 3.0
+SLOW_S = 6.0
+"""Longer than the storms' `orch` waits for an answer: what it gives up may arrive after its next try."""
 HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 """Headers that are about one connection."""
 

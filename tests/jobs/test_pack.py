@@ -340,7 +340,12 @@ def test_that_runs_inherit_the_mask_of_a_task_of_their_own(task: Task) -> None:
     run.code.symlink_to(task.folder / "code")
     sibling = task.run("sibling")
     process = task.start(sibling, run)
-    (child,) = until(lambda: [pid for pid in children(process.pid) if b"masked" in Path(f"/proc/{pid}/cmdline").read_bytes()])
+    begun = str(run.path).encode()  # before its exec a child still has the command line of the pack
+
+    def words(pid: str) -> list[bytes]:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+    (child,) = until(lambda: [pid for pid in children(process.pid) if b"jobs" in words(pid) and begun in words(pid)])
     (line,) = (line for line in Path(f"/proc/{child}/status").read_text().splitlines() if line.startswith("SigBlk"))
     blocked = int(line.split()[1], 16)
     found = {number for number in signal.Signals if blocked & (1 << (number - 1))}
