@@ -37,7 +37,7 @@ table:
 """
 PAIR = """
 title: pair
-base: [label=pair, step_s=0.1, steps=120, runtime.checkpoint_every_steps=5]
+base: [label=pair, step_s=0.1, steps=60, runtime.checkpoint_every_steps=5]
 axes:
   seed: {key: seed, values: [0, 1]}
 pipeline:
@@ -126,5 +126,5 @@ def test_that_a_killed_run_and_then_its_killed_pack_are_resumed(orch: Orch, tmp_
     orch("resume")
     orch.wait_for_state("pair", ["done"])
     for seed, run in runs.items():
-        assert_exact(orch, run, seed=seed, steps=120)
+        assert_exact(orch, run, seed=seed, steps=60)
         assert orch.journal(run).attempts[-1].restored_step >= 5
