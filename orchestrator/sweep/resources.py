@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from jobs.spec import JOB_KINDS, SINGLE_PROCESS
 from orchestrator import elastic
 from orchestrator.sweep.document import Item, Reader, listed
 
@@ -59,6 +58,8 @@ def read_resources(reader: Reader, item: Item, *, job: str) -> dict[str, Any]:
 
 def _world_sizes(reader: Reader, item: Item, job: str) -> list[int]:
     """Whether they suit the step's other resources is `elastic.contradictions`' to say, when the defaults are known."""
+    from jobs.spec import JOB_KINDS, SINGLE_PROCESS  # pydantic: only for a sweep that asks
+
     if job in SINGLE_PROCESS:
         kinds = listed(sorted(JOB_KINDS.keys() - SINGLE_PROCESS))
         reader.problem(item, f"a `{job}` step is one process and has no other size", allowed=f"steps whose job is one of {kinds}")

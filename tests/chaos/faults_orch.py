@@ -77,14 +77,17 @@ def tracker_dies(scene: Scene) -> list[str] | None:
 
 def tracker_is_sick(scene: Scene) -> list[str] | None:
     """While orch ships, the tracker answers 500 for a while, or too late, or takes a batch and hangs up before its answer."""
-    proxy, before = scene.tracker.proxy, scene.tracker.proxy.served
+    proxy = scene.tracker.proxy
+    asked, hurt = proxy.asked, proxy.hurt
     process = scene.orch("sync", wait=False)
-    time.sleep(scene.draw.uniform(1.0, 2.0))
+    while proxy.asked == asked and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(scene.draw.uniform(0.0, 0.5))
     proxy.mood = scene.draw.choice(("failing", "slow", "mute"))
     time.sleep(scene.draw.uniform(1.0, 4.0))
     proxy.mood = "honest"
     process.wait(timeout=240)
-    return [] if proxy.served > before else None
+    return [] if proxy.hurt > hurt else None
 
 
 OF_ORCH = (

@@ -21,8 +21,8 @@ class Proxy:
 
     def __init__(self, target: int) -> None:
         self.target, self.mood = target, "honest"
-        self.served = 0
-        """Requests that met another mood than `honest`."""
+        self.asked = self.hurt = 0
+        """Requests in all, and those that met another mood than `honest`."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="proxy", daemon=True).start()
@@ -47,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass(self) -> None:
         proxy = self.proxy
         mood, body = proxy.mood, self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        proxy.served += mood != "honest"
+        proxy.asked, proxy.hurt = proxy.asked + 1, proxy.hurt + (mood != "honest")
         if mood == "failing":
             self.send_error(500)
             return

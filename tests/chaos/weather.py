@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 COUNT = """
@@ -57,7 +57,8 @@ class Work:
 
 COUNTING = Work(kind="count", sweep=COUNT, metric="count/value", runs=16, steps=900, every=10, steps_per_s=20, step_s=0.05)
 """A hash chain: a step skipped, repeated or done by a wrong state shows in every later value."""
-TRAINING = Work(kind="train", sweep=TRAIN, metric="train/loss", runs=2, steps=120, every=10, steps_per_s=40)
+LONG = replace(COUNTING, steps=1600)
+TRAINING = Work(kind="train", sweep=TRAIN, metric="train/loss", runs=2, steps=300, every=10, steps_per_s=40)
 """Two tasks on two nodes each; weights and losses must be those of runs that nobody touched, bit for bit."""
 
 
@@ -84,7 +85,7 @@ class Weather:
 
 WEATHERS = (
     Weather(name="PreemptMode=REQUEUE"),
-    Weather(name="notice alone", told=True),
+    Weather(name="notice alone", work=LONG, told=True),
     Weather(name="PreemptMode=CANCEL, no accounting", partition="low_cancel", accounting=False),
     Weather(
         name="training on two tasks",
@@ -97,7 +98,7 @@ WEATHERS = (
     Weather(
         name="limits of one minute, no tracker",
         minutes=1,
-        work=Work(kind="count", sweep=COUNT, metric="count/value", runs=16, steps=1600, every=10, steps_per_s=20, step_s=0.05),
+        work=LONG,
         tracker=False,
         left_out=frozenset({"tracker killed while shipping", "tracker fails, dawdles or hangs up", "orch sync killed"}),
     ),
