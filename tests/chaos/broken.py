@@ -42,7 +42,7 @@ MANIFEST_FIRST = """        try:
                 write(shown)
             write(temporary)
 """
-INTEND = "        store.intend(token, batch.runs, after=after, now=time.time())\n"
+INTEND = "        store.intend(token, batch.runs, after=after, now=time.time(), runs_per_task=batch.runs_per_task)\n"
 TRY, ACT = "        try:\n", "            job = sbatch(request)\n"
 
 MISTAKES: dict[str, Mistake] = {

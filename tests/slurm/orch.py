@@ -160,11 +160,14 @@ class Orch:
 
     @staticmethod
     def until(fact: Callable[[], object], timeout_s: float, otherwise: str, detail: Callable[[], str] = lambda: "") -> None:
-        """Poll for a fact; an AssertionError when it does not come true in time."""
+        """Poll for a fact; an AssertionError when it does not come true in time. Leaves most of a core to what it waits for."""
         deadline = time.monotonic() + timeout_s
-        while not fact():
+        while True:
+            began = time.monotonic()
+            if fact():
+                return
             assert time.monotonic() < deadline, f"{otherwise} within {timeout_s:.0f} s {detail()}"
-            time.sleep(0.2)
+            time.sleep(max(0.2, 3 * (time.monotonic() - began)))
 
 
 def series(journal: Journal) -> list[tuple[int, str, float]]:

@@ -67,6 +67,7 @@ def stages(orch: Orch) -> tuple[list[str], list[str]]:
     return [run for run in needs if "train" not in needs[run]], [run for run in needs if "train" in needs[run]]
 
 
+@pytest.mark.skipif(os.environ.get("ORCH_FULL") != "1", reason="ORCH_FULL=1: four more minutes")
 @pytest.mark.timeout(1200)
 def test_that_adaslot_in_two_stages_survives_evictions_exactly(
     slurm_cluster: SlurmCluster, make_orch: Callable[[SlurmCluster, Path], Orch], tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ SMALL = ["data=toy_creatures_mini", "miniature=parts", "steps=90", "noise_seeds=
 """Longer than their start-up, so that there is something to strike."""
 
 
+@pytest.mark.skipif(os.environ.get("ORCH_FULL") != "1", reason="ORCH_FULL=1: three more minutes")
 @pytest.mark.timeout(1200)
 def test_that_the_parts_sweep_survives_evictions_exactly(
     slurm_cluster: SlurmCluster, make_orch: Callable[[SlurmCluster, Path], Orch], tmp_path: Path
