@@ -18,7 +18,7 @@ from jobs.data.clips_files import clips_content_hash
 from jobs.data.clips_frames import ClipData, Frames, UInt8
 from jobs.data.clips_texts import TextTable
 from jobs.data.manifest_store import check_planned, check_unchanged, commit
-from jobs.data.store import FileFacts, SplitName
+from jobs.data.store import Counts, FileFacts, SplitName
 from jobs.data.toy_clevr import open_toy_clevr
 from jobs.data_spec import ClipsSpec, ToyClevrSpec
 
@@ -32,7 +32,7 @@ class ClipManifest(BaseModel):
 
     store: Literal["clips-1"] = "clips-1"
     """Layout of the store and its version."""
-    counts: Mapping[SplitName, int]
+    counts: Counts
     """Frames of each split."""
     resolution: int
     texts: str

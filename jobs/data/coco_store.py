@@ -29,6 +29,7 @@ from jobs.data.store import (
     MANIFEST,
     SPLITS,
     ArrayLayout,
+    Counts,
     FileFacts,
     SplitName,
     check_files,
@@ -53,7 +54,7 @@ class CocoManifest(BaseModel):
     store: Literal["coco-2"] = "coco-2"
     """Layout of the store and its version."""
     kind: Literal["coco"] = "coco"
-    counts: Mapping[SplitName, int]
+    counts: Counts
     """Images of each split."""
     resolution: int
     target_resolution: int | None

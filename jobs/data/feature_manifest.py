@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jobs.data.errors import DataError, Place
-from jobs.data.store import MANIFEST, FileFacts, SplitName
+from jobs.data.store import MANIFEST, Counts, FileFacts
 from models.spec import AnyBackbone, BackboneSpec
 
 REBUILD_HINT = "remove the run's output and run `embed` again"
@@ -55,7 +55,7 @@ class Shard:
 class Layout:
     """How images are cut into shards and what a shard measures."""
 
-    counts: Mapping[SplitName, int]
+    counts: Counts
     flips: bool
     shard_images: int
     tokens: int
@@ -108,7 +108,7 @@ class FeatureManifest(BaseModel):
     dtype: DTypeName
     tokens: int
     feature_size: int
-    counts: Mapping[SplitName, int]
+    counts: Counts
     flips: bool
     shard_images: int
     error_floor: Mapping[str, float] = {}

@@ -27,6 +27,7 @@ from jobs.data.store import (
     MANIFEST,
     SPLITS,
     ArrayLayout,
+    Counts,
     FileFacts,
     SplitName,
     check_files,
@@ -49,7 +50,7 @@ class PartManifest(BaseModel):
 
     store: Literal["parts-1"] = "parts-1"
     """Layout of the store and its version."""
-    counts: Mapping[SplitName, int]
+    counts: Counts
     """Images of each split."""
     resolution: int
     part_names: tuple[str, ...]

@@ -16,11 +16,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from jobs.contract import write_atomically
 from jobs.data.errors import DataError, Place
@@ -32,6 +32,16 @@ REBUILD_HINT = "remove the run's output and run `prepare` again"
 
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")
+
+
+def _of_every_split(counts: Mapping[SplitName, int]) -> Mapping[SplitName, int]:
+    if missing := [split for split in SPLITS if split not in counts]:
+        raise ValueError(f"no count of {' and '.join(missing)}")
+    return counts
+
+
+Counts = Annotated[Mapping[SplitName, NonNegativeInt], AfterValidator(_of_every_split)]
+"""What a store has of each split."""
 
 
 class FileFacts(BaseModel):
@@ -87,7 +97,7 @@ class Manifest(BaseModel):
     entities: int
     """Background included."""
     factors: tuple[str, ...] = FACTORS
-    counts: Mapping[SplitName, int]
+    counts: Counts
     """Records of each split."""
     source: Mapping[str, Any]
     """Where the records come from: the generator's settings, or the sha256 of the original file, and the ranges."""

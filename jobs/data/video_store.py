@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from jobs.data.manifest_store import check_planned, check_unchanged, commit
-from jobs.data.store import FileFacts, SplitName
+from jobs.data.store import Counts, FileFacts, SplitName
 from jobs.data.toy_video import open_toy_video
 from jobs.data.video import UInt8, VideoData, Videos
 from jobs.data.video_files import open_videos, videos_content_hash
@@ -30,7 +30,7 @@ class VideoManifest(BaseModel):
 
     store: Literal["videos-1"] = "videos-1"
     """Layout of the store and its version."""
-    counts: Mapping[SplitName, int]
+    counts: Counts
     """Videos of each split."""
     video_frames: int
     """Frames of each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -65,36 +66,53 @@ def two_people(scene: Scene) -> list[str] | None:
     return []
 
 
+def sync_killed(scene: Scene) -> list[str] | None:
+    """`orch sync` is killed while it asks the tracker, or on its way there."""
+    process = scene.orch("sync", wait=False)
+    asks = _asks(scene, process)
+    time.sleep(scene.draw.uniform(0.0, 1.0))
+    process.kill()
+    process.wait()
+    return [] if asks else None
+
+
 def tracker_dies(scene: Scene) -> list[str] | None:
     """The tracking server is killed, orch ships into nothing, and it comes back."""
     process = scene.orch("sync", wait=False)
-    time.sleep(scene.draw.uniform(0.3, 1.5))
+    asks = _asks(scene, process)
+    time.sleep(scene.draw.uniform(0.0, 1.0))
     scene.tracker.down()
     process.wait(timeout=120)
     scene.tracker.up()
-    return []
+    return [] if asks else None
 
 
 def tracker_is_sick(scene: Scene) -> list[str] | None:
-    """While orch ships, the tracker answers 500 for a while, or too late, or takes a batch and hangs up before its answer."""
+    """From a batch on the tracker answers 500 for a while, or too late, or takes what it gets and hangs up before its answer."""
     proxy = scene.tracker.proxy
-    asked, hurt = proxy.asked, proxy.hurt
+    hurt, proxy.ambush = proxy.hurt, scene.draw.choice(("failing", "slow", "mute"))
     process = scene.orch("sync", wait=False)
-    while proxy.asked == asked and process.poll() is None:
+    while proxy.hurt == hurt and process.poll() is None:
         time.sleep(0.05)
-    time.sleep(scene.draw.uniform(0.0, 0.5))
-    proxy.mood = scene.draw.choice(("failing", "slow", "mute"))
     time.sleep(scene.draw.uniform(1.0, 4.0))
-    proxy.mood = "honest"
+    proxy.mood, proxy.ambush = "honest", None
     process.wait(timeout=240)
     return [] if proxy.hurt > hurt else None
 
 
+def _asks(scene: Scene, process: subprocess.Popen[bytes]) -> bool:
+    """Wait for a request to the tracker; False when the process ends without one."""
+    asked = scene.tracker.proxy.asked
+    while scene.tracker.proxy.asked == asked:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 OF_ORCH = (
-    *(
-        Fault(name=f"orch {verb} killed", notice=True, strike=_killed(verb))
-        for verb in ("submit", "resume", "sync", "table", "watch")
-    ),
+    *(Fault(name=f"orch {verb} killed", notice=True, strike=_killed(verb)) for verb in ("submit", "resume", "table", "watch")),
+    Fault(name="orch sync killed", notice=True, strike=sync_killed),
     Fault(name="orch killed at a line", notice=True, strike=killed_at_a_line),
     Fault(name="five orch at once", notice=True, strike=two_people),
     Fault(name="tracker killed while shipping", notice=True, strike=tracker_dies),

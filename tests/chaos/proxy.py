@@ -12,6 +12,7 @@ Mood = Literal["honest", "failing", "slow", "mute"]
 """`failing`: answers 500 and asks nobody; `slow`: first waits; `mute`: passes the request on and hangs up before the answer."""
 SLOW_S = 6.0
 """Longer than the storms' `orch` waits for an answer: what it gives up may arrive after its next try."""
+BATCH = "/runs/log-batch"
 HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 """Headers that are about one connection."""
 
@@ -20,9 +21,12 @@ class Proxy:
     """Listens on the loopback and passes requests on to `target`, in the mood that it is in."""
 
     def __init__(self, target: int) -> None:
-        self.target, self.mood = target, "honest"
+        self.target = target
+        self.mood: Mood = "honest"
         self.asked = self.hurt = 0
         """Requests in all, and those that met another mood than `honest`."""
+        self.ambush: Mood | None = None
+        """The mood that the next batch of points brings about."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="proxy", daemon=True).start()
@@ -46,6 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass(self) -> None:
         proxy = self.proxy
+        if proxy.ambush is not None and self.path.endswith(BATCH):
+            proxy.mood, proxy.ambush = proxy.ambush, None
         mood, body = proxy.mood, self.rfile.read(int(self.headers.get("Content-Length") or 0))
         proxy.asked, proxy.hurt = proxy.asked + 1, proxy.hurt + (mood != "honest")
         if mood == "failing":

@@ -80,6 +80,8 @@ def test_that_a_directory_without_manifest_is_no_store(store_path: Path) -> None
         ("{}", "not a manifest of an image store: resolution Field required"),
         ('{"store": "images-2"}', "store Input should be 'images-1'"),
         ('{"resolution": 64, "entities": 5, "counts": {"train": 1, "test": 1}, "source": {}}', r"lists the files \[\]"),
+        ('{"resolution": 64, "entities": 5, "counts": {"train": 1}, "source": {}}', "counts .*no count of test"),
+        ('{"resolution": 64, "entities": 5, "counts": {"train": -1, "test": 1}, "source": {}}', "greater than or equal to 0"),
     ],
 )
 def test_that_a_foreign_manifest_is_refused(store_path: Path, text: str, message: str) -> None:
