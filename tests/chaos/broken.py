@@ -62,12 +62,7 @@ MISTAKES: dict[str, Mistake] = {
         file="orchestrator/tracking/shipper.py",
         right="        tracker.log(tracked.id, points=chunk)\n",
         wrong="        _advance(cursors, facts.run_id, chunk[-1].step)\n        tracker.log(tracked.id, points=chunk)\n",
-        shown_by=(
-            "orch sync killed",
-            "tracker killed while shipping",
-            "tracker fails, dawdles or hangs up",
-            "orch killed at a line",
-        ),
+        shown_by=("tracker killed while shipping", "tracker fails, dawdles or hangs up"),
     ),
     "unchecked-restore": Mistake(
         file="jobs/checkpoint.py",

@@ -184,9 +184,9 @@ def main(arguments: Sequence[str]) -> int:
         plan = replace(plan, weathers=[WEATHERS[options.weather]])
     if options.mistake:
         shown_by = MISTAKES[options.mistake].shown_by
-        small = Weather(name="a known mistake", work=replace(COUNTING, runs=6, steps=400))
+        small = Weather(name="a known mistake", work=replace(COUNTING, runs=6, steps=2400))
         faults = [fault for fault in FAULTS if fault.name in shown_by]
-        plan = replace(plan, weathers=[small], faults=faults, patience_s=100.0)
+        plan = replace(plan, weathers=[small], faults=faults, patience_s=150.0)
     folder = Path(tempfile.mkdtemp(prefix="orch-chaos-"))
     code = armed_copy(REPOSITORY, folder / "code", options.mistake)
     cluster = SlurmCluster(folder / "slurm", OPTIONS).start()

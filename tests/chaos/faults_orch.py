@@ -77,33 +77,46 @@ def sync_killed(scene: Scene) -> list[str] | None:
 
 
 def tracker_dies(scene: Scene) -> list[str] | None:
-    """The tracking server is killed, orch ships into nothing, and it comes back."""
+    """The tracking server is killed as a batch arrives or at any moment, orch ships into nothing, and it comes back."""
+    proxy = scene.tracker.proxy
+    with_a_batch = scene.draw.random() < 0.5
+    if with_a_batch:
+        proxy.ambush = "dead"
     process = scene.orch("sync", wait=False)
-    asks = _asks(scene, process)
-    time.sleep(scene.draw.uniform(0.0, 1.0))
+    struck = _is_struck(scene, process) if with_a_batch else _asks(scene, process)
+    time.sleep(0.0 if with_a_batch else scene.draw.uniform(0.0, 1.0))
     scene.tracker.down()
     process.wait(timeout=120)
+    proxy.mood, proxy.ambush = "honest", None
     scene.tracker.up()
-    return [] if asks else None
+    return [] if struck else None
 
 
 def tracker_is_sick(scene: Scene) -> list[str] | None:
     """From a batch on the tracker answers 500 for a while, or too late, or takes what it gets and hangs up before its answer."""
     proxy = scene.tracker.proxy
-    hurt, proxy.ambush = proxy.hurt, scene.draw.choice(("failing", "slow", "mute"))
+    proxy.ambush = scene.draw.choice(("failing", "slow", "mute"))
     process = scene.orch("sync", wait=False)
-    while proxy.hurt == hurt and process.poll() is None:
-        time.sleep(0.05)
+    struck = _is_struck(scene, process)
     time.sleep(scene.draw.uniform(1.0, 4.0))
     proxy.mood, proxy.ambush = "honest", None
     process.wait(timeout=240)
-    return [] if proxy.hurt > hurt else None
+    return [] if struck else None
+
+
+def _is_struck(scene: Scene, process: subprocess.Popen[bytes]) -> bool:
+    """Wait for a request that met a bad mood; False when the process ends without one."""
+    return _sees(process, lambda: scene.tracker.proxy.hurt)
 
 
 def _asks(scene: Scene, process: subprocess.Popen[bytes]) -> bool:
     """Wait for a request to the tracker; False when the process ends without one."""
-    asked = scene.tracker.proxy.asked
-    while scene.tracker.proxy.asked == asked:
+    return _sees(process, lambda: scene.tracker.proxy.asked)
+
+
+def _sees(process: subprocess.Popen[bytes], count: Callable[[], int]) -> bool:
+    before = count()
+    while count() == before:
         if process.poll() is not None:
             return False
         time.sleep(0.02)

@@ -8,11 +8,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-Mood = Literal["honest", "failing", "slow", "mute"]
-"""`failing`: answers 500 and asks nobody; `slow`: first waits; `mute`: passes the request on and hangs up before the answer."""
+Mood = Literal["honest", "failing", "dead", "slow", "mute"]
+"""`failing`: answers 500 and asks nobody; `dead`: hangs up, and asks nobody either; `slow`: first waits; `mute`: passes the
+request on and hangs up before the answer."""
 SLOW_S = 6.0
 """Longer than the storms' `orch` waits for an answer: what it gives up may arrive after its next try."""
-BATCH = "/runs/log-batch"
+BATCH, POINT = "/runs/log-batch", b'"step"'
 HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 """Headers that are about one connection."""
 
@@ -50,12 +51,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass(self) -> None:
         proxy = self.proxy
-        if proxy.ambush is not None and self.path.endswith(BATCH):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if proxy.ambush is not None and self.path.endswith(BATCH) and POINT in body:
             proxy.mood, proxy.ambush = proxy.ambush, None
-        mood, body = proxy.mood, self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        mood = proxy.mood
         proxy.asked, proxy.hurt = proxy.asked + 1, proxy.hurt + (mood != "honest")
         if mood == "failing":
             self.send_error(500)
+            return
+        if mood == "dead":
+            self.close_connection = True
             return
         if mood == "slow":
             time.sleep(SLOW_S)
