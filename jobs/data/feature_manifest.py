@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jobs.data.errors import DataError, Place
-from jobs.data.store import MANIFEST, Counts, FileFacts
+from jobs.data.store import MANIFEST, Counts, FileFacts, SplitName
 from models.spec import AnyBackbone, BackboneSpec
 
 REBUILD_HINT = "remove the run's output and run `embed` again"
@@ -55,7 +55,7 @@ class Shard:
 class Layout:
     """How images are cut into shards and what a shard measures."""
 
-    counts: Counts
+    counts: Mapping[SplitName, int]
     flips: bool
     shard_images: int
     tokens: int

@@ -67,24 +67,24 @@ def two_people(scene: Scene) -> list[str] | None:
 
 
 def sync_killed(scene: Scene) -> list[str] | None:
-    """`orch sync` is killed while it asks the tracker, or on its way there."""
+    """`orch sync` is killed within a second of its first request."""
+    proxy = scene.tracker.proxy
     process = scene.orch("sync", wait=False)
-    asks = _asks(scene, process)
+    struck = _grows(lambda: proxy.asked, process)
     time.sleep(scene.draw.uniform(0.0, 1.0))
     process.kill()
     process.wait()
-    return [] if asks else None
+    return [] if struck else None
 
 
 def tracker_dies(scene: Scene) -> list[str] | None:
     """The tracking server is killed as a batch arrives or at any moment, orch ships into nothing, and it comes back."""
     proxy = scene.tracker.proxy
-    with_a_batch = scene.draw.random() < 0.5
-    if with_a_batch:
-        proxy.ambush = "dead"
+    proxy.ambush = scene.draw.choice(("dead", None))
+    met, pause_s = (lambda: proxy.hurt, 0.0) if proxy.ambush else (lambda: proxy.asked, scene.draw.uniform(0.0, 1.0))
     process = scene.orch("sync", wait=False)
-    struck = _is_struck(scene, process) if with_a_batch else _asks(scene, process)
-    time.sleep(0.0 if with_a_batch else scene.draw.uniform(0.0, 1.0))
+    struck = _grows(met, process)
+    time.sleep(pause_s)
     scene.tracker.down()
     process.wait(timeout=120)
     proxy.mood, proxy.ambush = "honest", None
@@ -97,24 +97,15 @@ def tracker_is_sick(scene: Scene) -> list[str] | None:
     proxy = scene.tracker.proxy
     proxy.ambush = scene.draw.choice(("failing", "slow", "mute"))
     process = scene.orch("sync", wait=False)
-    struck = _is_struck(scene, process)
+    struck = _grows(lambda: proxy.hurt, process)
     time.sleep(scene.draw.uniform(1.0, 4.0))
     proxy.mood, proxy.ambush = "honest", None
     process.wait(timeout=240)
     return [] if struck else None
 
 
-def _is_struck(scene: Scene, process: subprocess.Popen[bytes]) -> bool:
-    """Wait for a request that met a bad mood; False when the process ends without one."""
-    return _sees(process, lambda: scene.tracker.proxy.hurt)
-
-
-def _asks(scene: Scene, process: subprocess.Popen[bytes]) -> bool:
-    """Wait for a request to the tracker; False when the process ends without one."""
-    return _sees(process, lambda: scene.tracker.proxy.asked)
-
-
-def _sees(process: subprocess.Popen[bytes], count: Callable[[], int]) -> bool:
+def _grows(count: Callable[[], int], process: subprocess.Popen[bytes]) -> bool:
+    """Wait for the proxy to count one more; False when the process ends before."""
     before = count()
     while count() == before:
         if process.poll() is not None:

@@ -56,6 +56,16 @@ def _program(name: str) -> str:
     return found
 
 
+def comes_true(fact: Callable[[], object], timeout_s: float, *, pause_s: float) -> bool:
+    """Poll until `fact()` is true or `timeout_s` have passed, pausing thrice as long as a look takes: others need the cores."""
+    deadline = time.monotonic() + timeout_s
+    while not (began := time.monotonic()) > deadline:
+        if fact():
+            return True
+        time.sleep(max(pause_s, 3 * (time.monotonic() - began)))
+    return bool(fact())
+
+
 class SlurmCluster:
     """One cluster. `start` returns when every node is idle; `stop` leaves no process behind."""
 
@@ -221,15 +231,9 @@ class SlurmCluster:
             time.sleep(0.2)
 
     def until(self, fact: Callable[[], object], timeout_s: float, otherwise: str) -> None:
-        """Wait until `fact()` is true; raise with `otherwise` and the logs after `timeout_s`. Leaves most of a core to others."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            began = time.monotonic()
-            if fact():
-                return
-            if began > deadline:
-                raise PrivateClusterError(f"{otherwise} (waited {timeout_s:.0f} s){self._logs()}")
-            time.sleep(max(0.05, 3 * (time.monotonic() - began)))
+        """Wait until `fact()` is true; raise with `otherwise` and the logs after `timeout_s`."""
+        if not comes_true(fact, timeout_s, pause_s=0.05):
+            raise PrivateClusterError(f"{otherwise} (waited {timeout_s:.0f} s){self._logs()}")
 
     def sbatch(self, script: str, *options: str, partition: str = "low") -> str:
         """Submit the shell lines `script`; returns the job id. Output goes to the cluster's directory."""

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from typing import Any
 
 from jobs.contract import RunDir, Status, read_outcome
 from jobs.journal import Journal, read_journal
-from tests.slurm.cluster import SlurmCluster
+from tests.slurm.cluster import SlurmCluster, comes_true
 
+FULL = os.environ.get("ORCH_FULL") == "1"
+"""Also the longest tests, and all rows of those that else have fewer."""
 COUNT = """
 title: counting
 base: [step_s={step_s}, steps={steps}, runtime.checkpoint_every_steps={every}, label={label}]
@@ -160,14 +161,8 @@ class Orch:
 
     @staticmethod
     def until(fact: Callable[[], object], timeout_s: float, otherwise: str, detail: Callable[[], str] = lambda: "") -> None:
-        """Poll for a fact; an AssertionError when it does not come true in time. Leaves most of a core to what it waits for."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            began = time.monotonic()
-            if fact():
-                return
-            assert time.monotonic() < deadline, f"{otherwise} within {timeout_s:.0f} s {detail()}"
-            time.sleep(max(0.2, 3 * (time.monotonic() - began)))
+        """Poll for a fact; an AssertionError when it does not come true in time."""
+        assert comes_true(fact, timeout_s, pause_s=0.2), f"{otherwise} within {timeout_s:.0f} s {detail()}"
 
 
 def series(journal: Journal) -> list[tuple[int, str, float]]:

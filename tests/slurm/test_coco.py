@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import yaml
 from jobs.compare import differences
 from jobs.contract import read_attempts
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.orch import Orch
+from tests.slurm.orch import FULL, Orch
 
 pytestmark = pytest.mark.slurm
 
@@ -67,7 +66,7 @@ def stages(orch: Orch) -> tuple[list[str], list[str]]:
     return [run for run in needs if "train" not in needs[run]], [run for run in needs if "train" in needs[run]]
 
 
-@pytest.mark.skipif(os.environ.get("ORCH_FULL") != "1", reason="ORCH_FULL=1: four more minutes")
+@pytest.mark.skipif(not FULL, reason="ORCH_FULL=1: four more minutes")
 @pytest.mark.timeout(1200)
 def test_that_adaslot_in_two_stages_survives_evictions_exactly(
     slurm_cluster: SlurmCluster, make_orch: Callable[[SlurmCluster, Path], Orch], tmp_path: Path
@@ -108,7 +107,7 @@ def test_that_adaslot_in_two_stages_survives_evictions_exactly(
     assert "39.0" in table
 
 
-@pytest.mark.skipif(os.environ.get("ORCH_FULL") != "1", reason="ORCH_FULL=1: two more minutes")
+@pytest.mark.skipif(not FULL, reason="ORCH_FULL=1: two more minutes")
 @pytest.mark.timeout(1200)
 def test_that_table_3_shares_one_embed_run_and_survives_evictions(
     slurm_cluster: SlurmCluster, make_orch: Callable[[SlurmCluster, Path], Orch], tmp_path: Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from jobs.compare import differences
 from jobs.contract import read_attempts
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.orch import Orch
+from tests.slurm.orch import FULL, Orch
 from tests.slurm.test_coco import of_kind, on_two_nodes, strike, submit
 
 pytestmark = pytest.mark.slurm
@@ -24,7 +23,7 @@ SMALL = [
 """Longer than their start-up, so that there is something to strike."""
 
 
-@pytest.mark.skipif(os.environ.get("ORCH_FULL") != "1", reason="ORCH_FULL=1: three more minutes")
+@pytest.mark.skipif(not FULL, reason="ORCH_FULL=1: three more minutes")
 @pytest.mark.timeout(1200)
 def test_that_the_text2slot_sweep_survives_evictions_exactly(
     slurm_cluster: SlurmCluster, make_orch: Callable[[SlurmCluster, Path], Orch], tmp_path: Path

@@ -12,11 +12,10 @@ import pytest
 from jobs.compare import differences
 from jobs.contract import read_attempts
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.orch import Orch, processes_of, series
+from tests.slurm.orch import FULL, Orch, processes_of, series
 
 pytestmark = pytest.mark.slurm
 
-FULL = os.environ.get("ORCH_FULL") == "1"
 SEEDS, METHODS = ([0, 1], ["slot_attn", "covloss", "cosine"]) if FULL else ([0], ["covloss"])
 """ORCH_FULL=1: three methods and two seeds, as a table has. Else the method that pools what its ranks hold."""
 STEPS = 300
@@ -124,7 +123,7 @@ def assert_every_point_once(orch: Orch) -> None:
             assert sorted(steps) == list(range(1, STEPS + 1)), f"{run} {name}"
 
 
-@pytest.mark.skipif(os.environ.get("ORCH_FULL") != "1", reason="ORCH_FULL=1: two more minutes (outside Slurm: test_train.py)")
+@pytest.mark.skipif(not FULL, reason="ORCH_FULL=1: two more minutes (outside Slurm: test_train.py)")
 @pytest.mark.timeout(900)
 def test_that_three_ranks_resume_exactly_too(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
     """At three ranks DDP's default differs after a resume, since it rebuilds its buckets after the first step."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +12,11 @@ from PIL import Image
 from jobs.compare import differences
 from jobs.contract import read_attempts
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.orch import Orch
+from tests.slurm.orch import FULL, Orch
 from tests.slurm.test_coco import of_kind, on_two_nodes, strike, submit
 
 pytestmark = pytest.mark.slurm
 
-FULL = os.environ.get("ORCH_FULL") == "1"
 METHODS = ("v0", "v1", "v3") if FULL else ("v3",)
 """ORCH_FULL=1: two minutes more, with two rows that share a training run."""
 
