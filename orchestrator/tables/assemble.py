@@ -155,15 +155,14 @@ def _block(
     main = value is table.value
     grid: list[list[TableCell]] = []
     footnotes: list[str] = []
+    there = _by_place(record, table, rows)
     for row in rows:
         line: list[TableCell] = []
         for column in columns:
             members = [
                 cell
-                for cell in record.cells
-                if all(cell.coordinates[axis] == option for axis, option in row.at.items())
-                and (table.columns is None or cell.coordinates[table.columns] == column.option)
-                and (not cell.runs or value.step in cell.runs)  # a cell without this step has no such number
+                for cell in there.get((*row.at.values(), column.option), ())
+                if not cell.runs or value.step in cell.runs  # a cell without this step has no such number
             ]
             paper = table.paper.get(row.heading.option, {}).get(column.option) if main else None
             shown = _cell(record, values, table, value, members, paper=paper)
@@ -180,6 +179,16 @@ def _block(
         footnotes=tuple(footnotes),
         effects=_effects(record, table, rows, columns, grid),
     )
+
+
+def _by_place(record: SweepRecord, table: Table, rows: Sequence[_Row]) -> dict[tuple[str, ...], list[CellEntry]]:
+    """Sweep cells by their row's options, as in `_Row.at`, and their column's: a table may have thousands of rows."""
+    axes = tuple(rows[0].at) if rows else ()
+    found: dict[tuple[str, ...], list[CellEntry]] = {}
+    for cell in record.cells:
+        column = "" if table.columns is None else cell.coordinates[table.columns]
+        found.setdefault((*(cell.coordinates[axis] for axis in axes), column), []).append(cell)
+    return found
 
 
 def _effects(

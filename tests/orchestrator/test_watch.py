@@ -543,6 +543,7 @@ def test_that_a_turn_waits_for_the_lock_once_and_skips_otherwise(
 
 
 def test_that_ctrl_c_ends_it_at_once(stub_slurm: StubSlurm, count_sweep: Sweep, orch: Command, tmp_path: Path) -> None:
+    """As in a terminal: tests started by a script's `&` would hand it a SIGINT that is ignored."""
     orch("submit", count_sweep(seeds=[0]))
     (run,) = orch.runs()
     write_outcome(Root(orch.root).run_dir(run), Outcome(status=Status.DONE, attempt=1))
@@ -551,7 +552,7 @@ def test_that_ctrl_c_ends_it_at_once(stub_slurm: StubSlurm, count_sweep: Sweep, 
         "from orchestrator import shipping\nshipping.try_to_ship = lambda *_: ''\nfrom orchestrator.cli.main import main; main()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "--root", str(orch.root), "watch", "--every", "3600"],
+        ["env", "--default-signal=INT", sys.executable, "-c", code, "--root", str(orch.root), "watch", "--every", "3600"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     assert process.stdout is not None
