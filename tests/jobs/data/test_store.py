@@ -8,10 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from jobs.data.clip_store import ClipManifest
+from jobs.data.coco_store import CocoManifest
 from jobs.data.errors import DataError
+from jobs.data.feature_manifest import FeatureManifest
 from jobs.data.multi_dsprites import FACTORS, Record, label_map
+from jobs.data.part_store import PartManifest
 from jobs.data.store import ImageStore, Manifest, write_manifest
+from jobs.data.video_store import VideoManifest
 from jobs.data.writer import StoreWriter
 
 
@@ -94,6 +100,13 @@ def test_that_a_manifest_of_bytes_is_refused(store_path: Path) -> None:
     (store_path / "manifest.json").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="not a text file"):
         ImageStore.open(store_path)
+
+
+@pytest.mark.parametrize("manifest", [Manifest, ClipManifest, CocoManifest, FeatureManifest, PartManifest, VideoManifest])
+def test_that_every_manifest_counts_every_split(manifest: type[BaseModel]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        manifest.model_validate({"counts": {"train": 3}})
+    assert [error["msg"] for error in caught.value.errors() if error["loc"] == ("counts",)] == ["Value error, no count of test"]
 
 
 def test_that_a_missing_file_is_named(store_path: Path) -> None:
