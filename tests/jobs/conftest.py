@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs import prepare as job
+
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,3 +24,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_data(root)
     return root
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prepare` in chunks of five."""
+    monkeypatch.setattr(job, "CHUNK_RECORDS", 5)
+    monkeypatch.setattr(job, "CHUNK_IMAGES", 5)
