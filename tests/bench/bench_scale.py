@@ -2,9 +2,9 @@
 
 On a private Slurm, into a partition that starts nothing. Prints seconds, sbatch calls, the time of `orch status`, and of one
 `orch resume` and one `orch table` over all runs with their peak memory and the Slurm commands that they start; then seconds and
-memory of `orch plan` for a sweep too large to queue, and of `orch status` over finished runs, whose journals the first few read.
-Both run once with a single cell first, so that both find their byte code compiled, as on a login node.
-Usage: python tests/bench/bench_scale.py [--cells 1000 10000] [--peer 1000] [--plan 100000] [--finished 10000]
+memory of `orch plan` for a sweep too large to queue, and seconds of `orch status` and `orch table` over finished runs.
+orch and Hydra each run once with a single cell first, to find their byte code compiled, as on a login node.
+Usage: python tests/bench/bench_scale.py [--cells 1000 10000] [--peer 1000] [--plan 100000] [--finished 1000]
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jobs.contract import Attempt, claim
+from jobs.contract import Attempt, Outcome, RunDir, Status, claim, write_outcome
 from jobs.journal import END, JournalWriter
 from orchestrator.accounting import AT_ONCE
-from orchestrator.lifecycle import RunState
-from orchestrator.records import CellRecord, RunRecord
-from orchestrator.store.runs import Store
 from orchestrator.workspace import Root
 from tests.slurm.cluster import Options, SlurmCluster
 
@@ -121,30 +118,32 @@ def planned(folder: Path, cells: int) -> tuple[float, float]:
     return measured(["plan", str(sweep)], os.environ | {"ORCH_ROOT": str(folder / "planned")})
 
 
-def finished(folder: Path, runs: int) -> tuple[float, float]:
-    """Seconds of the first `orch status` over so many finished runs, and of one once their journals are read."""
-    root, names = Root(folder / "finished"), [f"count-{number}" for number in range(runs)]
-    root.create()
-    store = Store(root.store)
-    store.add(
-        name="s", path="s.yaml", title="", definition="", comment="", partial=False,
-        cells=[CellRecord(coordinates={"seed": run}, runs={"count": run}) for run in names],
-        runs=[RunRecord(id=run, kind="count", state=RunState.DONE) for run in names],
-    )  # fmt: skip
-    store.close()
-    for run in names:
-        run_dir = root.run_dir(run)
-        attempt = claim(run_dir, Attempt(number=0, claimant="c", job_id="7_0", started_at=time.time() - 60))
-        journal = JournalWriter(run_dir.journals, attempt=attempt.number, restored_step=0)
-        for step in range(1, 200):
-            journal.metrics(step, {"train/loss": 1.0 / step, "train/learning_rate": 0.001})
-        journal.event(200, END)
-        journal.close()
-    environment = os.environ | {"ORCH_ROOT": str(root.path)}
+def finish(run_dir: RunDir, steps: int = 200) -> None:
+    """What a run leaves that counted: an attempt, a journal, an outcome."""
+    attempt = claim(run_dir, Attempt(number=0, claimant="c", job_id="7_0", started_at=time.time() - 60))
+    journal = JournalWriter(run_dir.journals, attempt=attempt.number, restored_step=0)
+    for step in range(1, steps):
+        journal.metrics(step, {"count/value": 1.0 / step, "train/loss": 1.0 / step})
+    journal.event(steps, END)
+    journal.close()
+    write_outcome(run_dir, Outcome(status=Status.DONE, attempt=attempt.number, step=steps))
+
+
+def finished(cluster: SlurmCluster, folder: Path, runs: int) -> dict[str, float]:
+    """Over so many finished runs: seconds of the first `orch status`, of one once their journals are read, of the first
+    `orch table`, which ships two metrics of 199 points each to a SQLite tracker, and of the next one."""
+    sweep, root = folder / f"finished{runs}.yaml", Root(folder / f"finished{runs}")
+    sweep.write_text(SWEEP.format(cells=runs, seeds=list(range(runs))))
+    environment = os.environ | cluster.env | {"ORCH_ROOT": str(root.path)}
+    measured(["submit", str(sweep)], environment)
+    for run_dir in root.runs.iterdir():
+        finish(RunDir(run_dir))
     first, _ = measured(["status"], environment)
     for _ in range(runs // AT_ONCE):
         measured(["status"], environment)
-    return first, statistics.median(measured(["status"], environment)[0] for _ in range(5))
+    later = statistics.median(measured(["status"], environment)[0] for _ in range(5))
+    tables = [measured(["table", sweep.stem], environment)[0] for _ in range(2)]
+    return {"first status": first, "status": later, "first table": tables[0], "table": tables[1]}
 
 
 def peer(cluster: SlurmCluster, folder: Path, cells: int) -> float:
@@ -171,7 +170,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--peer", type=int, default=1000)
     parser.add_argument("--plan", type=int, default=100_000)
-    parser.add_argument("--finished", type=int, default=10_000)
+    parser.add_argument("--finished", type=int, nargs="*", default=[1000])
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="orch-scale-"))
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -189,12 +188,10 @@ def main() -> None:
         if options.plan:
             seconds, memory_mib = planned(folder, options.plan)
             print(f"plan of {options.plan} cells: {seconds:.1f} s, peak {memory_mib:.0f} MiB", flush=True)
-        if options.finished:
-            first, later = finished(folder, options.finished)
-            print(
-                f"status of {options.finished} finished runs: {first:.2f} s at first, {later:.2f} s once they are read",
-                flush=True,
-            )
+        for runs in options.finished:
+            told = finished(cluster, folder, runs)
+            cluster.clear()
+            print(f"{runs} finished runs: " + ", ".join(f"{name} {value:.2f}" for name, value in told.items()), flush=True)
         if options.peer:
             seconds = peer(cluster, folder, options.peer)
             cluster.clear()
