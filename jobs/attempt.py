@@ -21,6 +21,7 @@ from jobs.journal import AT_WORK, CHECKPOINT, SAVING, JournalWriter
 from jobs.preemption import Flag
 from jobs.ranks import Ranks
 from jobs.spec import FrozenRun
+from jobs.times import steps_with_checkpoint
 
 log = logging.getLogger("jobs")
 
@@ -91,7 +92,7 @@ class Run:
         if not self.owns():
             raise Superseded
         self.store.clear_leftovers()
-        found, skipped = self.store.newest()
+        found, skipped = self.store.newest(also=steps_with_checkpoint(self.run_dir, before=self.attempt.number))
         step = 0 if found is None else found.step
         self.journal = JournalWriter(self.run_dir.journals, attempt=self.attempt.number, restored_step=step)
         for one in skipped:

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class CheckpointStore:
             fsync_directory(temporary)
             if not may_commit():
                 return None
-            final = self.directory / f"{_PREFIX}{step:010d}"
+            final = self._of(step)
             if final.exists():  # an invalid one of the same step, or a twin attempt's equal one
                 if isinstance(self._check(final), Checkpoint):
                     return Saved(step=step, bytes=0, seconds=time.monotonic() - begun)
@@ -108,14 +108,19 @@ class CheckpointStore:
         self._prune(below=step)
         return Saved(step=step, bytes=size, seconds=time.monotonic() - begun)
 
-    def newest(self) -> tuple[Checkpoint | None, list[Skipped]]:
-        """The newest valid checkpoint (checksums verified), and what was passed over on the way to it."""
+    def newest(self, also: Iterable[int] = ()) -> tuple[Checkpoint | None, list[Skipped]]:
+        """The newest valid checkpoint (checksums verified), and what was passed over on the way to it.
+
+        `also`: steps to look for by name, whether or not the directory's listing has them.
+        """
         skipped: list[Skipped] = []
-        for path in self._candidates():
+        named = {self._of(step) for step in also}
+        for path in sorted(named.union(self._candidates()), reverse=True):
             found = self._check(path)
             if isinstance(found, Checkpoint):
                 return found, skipped
-            skipped.append(found)
+            if path not in named or path.exists():  # not one that was deleted since it was named
+                skipped.append(found)
         return None, skipped
 
     def clear_leftovers(self) -> None:
@@ -124,6 +129,9 @@ class CheckpointStore:
             for path in self.directory.iterdir():
                 if path.name.startswith(_TEMPORARY):
                     shutil.rmtree(path, ignore_errors=True)
+
+    def _of(self, step: int) -> Path:
+        return self.directory / f"{_PREFIX}{step:010d}"
 
     def _candidates(self) -> list[Path]:
         if not self.directory.is_dir():
@@ -145,7 +153,7 @@ class CheckpointStore:
             return Skipped(path=path, reason=f"its manifest cannot be read ({type(error).__name__})")
         if config != self.config_hash:
             return Skipped(path=path, reason=f"it belongs to {config}, not to {self.config_hash}")
-        if path.name != f"{_PREFIX}{checkpoint.step:010d}":
+        if path != self._of(checkpoint.step):
             return Skipped(path=path, reason=f"its manifest says step {checkpoint.step}")
         for name, (expected_bytes, expected_sha256) in facts.items():
             try:
@@ -162,6 +170,6 @@ class CheckpointStore:
 
     def _prune(self, *, below: int) -> None:
         """Delete older ones beyond `keep`; the one of step `below` was just made whole and is never touched."""
-        older = [path for path in self._candidates() if path.name < f"{_PREFIX}{below:010d}"]
+        older = [path for path in self._candidates() if path < self._of(below)]
         for path in older[self.keep - 1 :]:
             shutil.rmtree(path, ignore_errors=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contract import Attempt, RunDir, read_attempts
-from jobs.journal import AT_WORK, CHECKPOINT, SO_FAR, SO_FAR_BYTES, Entry, parse_entry
+from jobs.journal import AT_WORK, CHECKPOINT, SAVING, SO_FAR, SO_FAR_BYTES, Entry, parse_entry
 
 HEAD_BYTES = 16 << 10
 TAIL_BYTES = 2 * SO_FAR_BYTES
@@ -62,6 +62,25 @@ def read_times(run_dir: RunDir) -> list[AttemptTimes]:
     """Every attempt of a run, oldest first; one of which neither claim nor journal can be read is left out."""
     found = (_times(one, run_dir.journals / f"{one.number:04d}.jsonl") for one in read_attempts(run_dir))
     return [one for one in found if one is not None]
+
+
+def steps_with_checkpoint(run_dir: RunDir, *, before: int) -> set[int]:
+    """Steps of which the attempts below a number say that they restored them, saved them or began to.
+
+    Each journal is opened by its name: on a network file system a node may see a directory as it was a minute ago, and its
+    listing lacks the newest names.
+    """
+    found: set[int] = set()
+    for number in range(1, before):
+        head, *ends = _read(run_dir.journals / f"{number:04d}.jsonl")
+        if head is not None:
+            found.add(int(head["restored"]))
+        for entry in (one for end in ends for one in end):
+            if (save := _save(entry)) is not None:
+                found.add(save.step)
+            elif entry.event == SAVING:
+                found.add(entry.step)
+    return found
 
 
 def _times(attempt: Attempt, journal: Path) -> AttemptTimes | None:

@@ -21,8 +21,6 @@ class Fault:
     """Those struck are told and may save: they must lose no step."""
     strike: Callable[[Scene], list[str] | None]
     """Do it; the runs it is aimed at (all of some nodes: an empty list), or None when there was nothing to strike."""
-    hides: bool = False
-    """The newest checkpoints may not be seen by the next attempt."""
 
 
 def victim(scene: Scene) -> str | None:

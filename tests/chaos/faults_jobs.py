@@ -161,7 +161,7 @@ OF_JOBS = (
     Fault(name="power cut at a line of the job", notice=False, strike=_ordered(lambda scene: "power")),
     Fault(name="error of the disk at a line of the job", notice=False, strike=_ordered(lambda scene: scene.draw.choice(ERRORS))),
     Fault(name="disk full", notice=False, strike=disk_full),
-    Fault(name="stale listings, all runs killed", notice=False, strike=_listings(STALE), hides=True),
+    Fault(name="stale listings, all runs killed", notice=False, strike=_listings(STALE)),
     Fault(name="slow listings, all runs killed", notice=False, strike=_listings(SLOW)),
     Fault(name="a second attempt by hand", notice=False, strike=second_attempt),
     Fault(name="newest checkpoint damaged", notice=False, strike=damage_checkpoint),

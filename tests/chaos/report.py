@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.chaos.fault import Fault
-from tests.chaos.mischief import STALE_S
 from tests.chaos.verdict import Death, Verdict, median
 from tests.chaos.weather import Weather
 
@@ -52,8 +51,6 @@ class Report:
         self.duplicates += verdict.duplicates
         problems = list(verdict.problems)
         most = 0 if weather.told else 2 * weather.work.every + SLACK
-        if any(fault.hides for _, fault in self.injected):
-            most += int(STALE_S * weather.work.steps_per_s)
         for death in verdict.deaths:
             if self.injected:
                 nearest = min(self.injected, key=lambda one: abs(one[0] - death.ended_ms / 1000))[1]

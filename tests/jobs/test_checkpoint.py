@@ -51,6 +51,23 @@ def test_that_the_newest_is_found_with_its_facts(tmp_path: Path) -> None:
     assert store.newest() == (Checkpoint(step=12, path=path, world_size=2, threads=1), [])
 
 
+def test_that_one_of_a_known_name_is_found_though_the_listing_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a node of a network file system may see a directory that it has listed before: what was deleted since, nothing newer."""
+    store = store_in(tmp_path)
+    for step in (10, 20, 30):
+        save(store, step)
+    monkeypatch.setattr(os, "listdir", lambda path: ["step-0000000010"])
+    found, skipped = store.newest()
+    assert (found, [one.path.name for one in skipped]) == (None, ["step-0000000010"])
+    found, skipped = store.newest(also=[0, 20, 30, 31])
+    assert found is not None
+    assert (found.step, skipped) == (30, [])
+    spoil_flip(store.directory / "step-0000000030")
+    found, skipped = store.newest(also=[20, 30])
+    assert found is not None
+    assert (found.step, [one.path.name for one in skipped]) == (20, ["step-0000000030"])
+
+
 SAVING = (CheckpointStore.save, CheckpointStore._prune, CheckpointStore.newest, fsync_directory)
 
 

@@ -125,6 +125,28 @@ def test_that_a_killed_run_has_no_outcome_and_goes_on(tmp_path: Path) -> None:
     assert_counted(run_dir, 60)
 
 
+def test_that_a_run_goes_on_from_its_newest_checkpoint_on_a_node_with_an_old_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node has last looked when attempt 1 had just begun: it lists neither attempt 2 nor what was saved since."""
+    run_dir = count_run(tmp_path, steps=60, step_s=0.05)
+    for begun in (8, 24):
+        process = python_m_jobs(run_dir)
+        until(lambda at_least=begun: list(run_dir.checkpoints.glob(f"step-*{at_least}")))
+        process.kill()
+        process.communicate(timeout=30)
+    newest = max(int(path.name.removeprefix("step-")) for path in run_dir.checkpoints.glob("step-*"))
+    monkeypatch.setattr(os, "listdir", lambda path: ["step-0000000004", "0001.json", "0001.jsonl"])
+    frozen = FrozenRun.model_validate_json(run_dir.spec.read_text())
+    ranks = Ranks(rank=0, world_size=1, local_rank=0, launch="here", address="")
+    attempt = claim(run_dir, Attempt(number=0, claimant="third"))
+    assert attempt.number == 3
+    run = Run(run_dir=run_dir, frozen=frozen, attempt=attempt, ranks=ranks, flag=Flag(), slurm=None)
+    found = run.restore_point()
+    assert found is not None
+    assert found.step == newest >= 24
+
+
 def test_that_a_failure_says_why_and_a_new_attempt_takes_it_back(tmp_path: Path) -> None:
     run_dir = count_run(tmp_path, fail_at=6)
     assert code_of(run_dir) == ExitCode.FAILED

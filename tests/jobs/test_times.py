@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.contract import RunDir
-from jobs.journal import AT_WORK, CHECKPOINT, END, LEFT, SO_FAR, SO_FAR_BYTES, JournalWriter, read_attempt, read_journal
-from jobs.times import HEAD_BYTES, TAIL_BYTES, AttemptTimes, Save, read_times
+from jobs.journal import AT_WORK, CHECKPOINT, END, LEFT, SAVING, SO_FAR, SO_FAR_BYTES, JournalWriter, read_attempt, read_journal
+from jobs.times import HEAD_BYTES, TAIL_BYTES, AttemptTimes, Save, read_times, steps_with_checkpoint
 
 Line = Mapping[str, object]
 
@@ -64,6 +64,14 @@ def test_that_an_attempt_tells_when_it_did_what(run_dir: RunDir) -> None:
         waited_ms=3000,
         saves=(Save(step=15, until_ms=107_000, waited_ms=250), Save(step=20, until_ms=113_000, waited_ms=2250)),
     )  # fmt: skip
+
+
+def test_that_attempts_tell_of_which_steps_there_may_be_checkpoints(run_dir: RunDir) -> None:
+    assert steps_with_checkpoint(run_dir, before=4) == set()
+    journal(run_dir, 1, [event(10, 1, SAVING), event(10, 2, CHECKPOINT), metrics(25, 3), event(25, 4, SO_FAR, saved=20)])
+    journal(run_dir, 3, [metrics(24, 1), event(24, 2, SAVING)], restored=20)  # attempt 2 died before it opened its journal
+    journal(run_dir, 4, [event(99, 1, CHECKPOINT)])
+    assert steps_with_checkpoint(run_dir, before=4) == {0, 10, 20, 24}
 
 
 def test_that_of_a_huge_journal_two_ends_are_read_and_the_newest_checkpoint_is_known(
