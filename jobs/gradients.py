@@ -69,6 +69,8 @@ def step_gradients(
     forward: Forward, objective: Objective, batch: Batch, group: Group, *, step: int, accumulation: int
 ) -> dict[str, torch.Tensor]:
     """Add this rank's share of the gradient to `.grad`; returns named scalars whose sum over ranks is the global value."""
+    if batch.noise_BKZ.shape[0] == 0:  # more ranks than images in an epoch's last batch
+        return _without_rows(objective, batch, group, step)
     pools = objective.pools_batch
     sums: dict[str, torch.Tensor] = {}
     slots_gradient: torch.Tensor | None = None
@@ -76,26 +78,8 @@ def step_gradients(
     def add(name: str, value: torch.Tensor) -> None:
         sums[name] = sums[name] + value.detach() if name in sums else value.detach()
 
-    if batch.noise_BKZ.shape[0] == 0:  # more ranks than images in an epoch's last batch
-        if pools:  # the others pool with us, and our share of the head's gradient is due
-            total, parts = _pooled(objective, objective.no_rows(batch.noise_BKZ), batch, group, step)
-            if total.requires_grad:
-                total.backward()  # type: ignore[no-untyped-call]
-            sums |= {"loss": total.detach(), **parts}
-        return sums
     if pools and accumulation > 1:
-        with torch.no_grad(), group.autocast():
-            found = [
-                objective.pooled_rows(forward(inputs, noise), inputs).float()
-                for _, inputs, _, noise in _micro_batches(batch, accumulation)
-            ]
-        leaf_BKD = torch.cat(found).requires_grad_()
-        total, parts = _pooled(objective, leaf_BKD, batch, group, step)
-        total.backward()  # type: ignore[no-untyped-call]
-        slots_gradient = leaf_BKD.grad
-        add("loss", total)
-        for name, part in parts.items():
-            add(name, part)
+        sums, slots_gradient = _pooled_ahead(forward, objective, batch, group, step=step, accumulation=accumulation)
     for rows, inputs, targets, noise_BKZ in _micro_batches(batch, accumulation):
         with group.autocast():
             output = forward(inputs, noise_BKZ)
@@ -127,3 +111,28 @@ def step_gradients(
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
     return sums
+
+
+def _without_rows(objective: Objective, batch: Batch, group: Group, step: int) -> dict[str, torch.Tensor]:
+    """A rank without images: the others pool with it, and its share of the head's gradient is due."""
+    if not objective.pools_batch:
+        return {}
+    total, parts = _pooled(objective, objective.no_rows(batch.noise_BKZ), batch, group, step)
+    if total.requires_grad:
+        total.backward()  # type: ignore[no-untyped-call]
+    return {"loss": total.detach(), **parts}
+
+
+def _pooled_ahead(
+    forward: Forward, objective: Objective, batch: Batch, group: Group, *, step: int, accumulation: int
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """The terms that pool the batch, before its micro-batches are trained on one by one: (scalars, gradient of its slots)."""
+    with torch.no_grad(), group.autocast():
+        found = [
+            objective.pooled_rows(forward(inputs, noise), inputs).float()
+            for _, inputs, _, noise in _micro_batches(batch, accumulation)
+        ]
+    leaf_BKD = torch.cat(found).requires_grad_()
+    total, parts = _pooled(objective, leaf_BKD, batch, group, step)
+    total.backward()  # type: ignore[no-untyped-call]
+    return {"loss": total.detach(), **parts}, leaf_BKD.grad

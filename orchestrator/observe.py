@@ -82,8 +82,12 @@ def observe(
     *,
     user: str,
     now: float,
+    always: bool = False,
 ) -> Snapshot:
-    """One look. Raises ClusterError when Slurm is needed and does not answer."""
+    """One look. Raises ClusterError when Slurm is needed and does not answer.
+
+    `always`: ask for the queue though no run waits for anything there.
+    """
     active = [record for record in records.values() if record.state in ACTIVE or record.state is RunState.LOST]
     local = _local(active)
     on_slurm = [record for record in active if record.job and not record.job.startswith(LOCAL_JOB)]
@@ -91,7 +95,7 @@ def observe(
     listed: dict[str, TaskSeen] | None = None
     history: dict[str, TaskSeen] | None = None
     arrays: dict[str, str] = {}
-    if slurm is not None and (on_slurm or intents):
+    if slurm is not None and (on_slurm or intents or always):
         listed, ended, arrays = _queue(slurm.jobs(user))
         waiting = [record for record in on_slurm if record.job not in listed and record.state is not RunState.LOST]
         since = min((record.updated_at for record in waiting), default=now) - 7 * 86400

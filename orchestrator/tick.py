@@ -33,14 +33,25 @@ class Pass:
     snapshot: Snapshot
 
 
-def look(root: Root, store: Store, slurm: Slurm | None, *, policy: Policy | None = None, now: float | None = None) -> Pass:
-    """Observe and record facts. Looks once more when a submission was adopted, so that its runs are seen at once."""
+def look(
+    root: Root,
+    store: Store,
+    slurm: Slurm | None,
+    *,
+    policy: Policy | None = None,
+    now: float | None = None,
+    always: bool = False,
+) -> Pass:
+    """Observe and record facts. Looks once more when a submission was adopted, so that its runs are seen at once.
+
+    `always`: see the queue also when no run waits for anything there.
+    """
     policy = policy or Policy()
     for _ in range(2):
         at = time.time() if now is None else now
         records = store.runs()
         unanswered = store.unanswered(since=at - DAY_S)
-        snapshot = observe(root, records, unanswered, slurm, user=user_name(), now=at)
+        snapshot = observe(root, records, unanswered, slurm, user=user_name(), now=at, always=always)
         actions = decide(records, unanswered, snapshot, policy, at)
         apply.record(store, actions, now=at)
         accounting.renew_stopped(root, store)

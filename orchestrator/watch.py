@@ -16,7 +16,7 @@ from orchestrator import apply, shipping, tick
 from orchestrator.batches import Limits
 from orchestrator.endings import Cache, gather, verdicts
 from orchestrator.errors import ClusterError, OrchError
-from orchestrator.held import held
+from orchestrator.held import cancel_leftovers, held
 from orchestrator.lifecycle import ACTIVE, RESUMABLE, RunState
 from orchestrator.local_process import LOCAL_JOB
 from orchestrator.policy import Policy, Trouble
@@ -133,7 +133,8 @@ class Watch:
         return lines
 
     def _release(self, snapshot: Snapshot, records: Iterable[RunRecord]) -> list[str]:
-        """Let jobs go that Slurm holds because a node could not launch them, as often as nodes may fail."""
+        """Let jobs go that Slurm holds because a node could not launch them, as often as nodes may fail; cancel those among them
+        that no run waits for."""
         waiting = [record for record in records if record.state in ACTIVE and record.job]
         stuck = set(held(snapshot, {record.job for record in waiting}))
         changes: list[Change] = []
@@ -151,7 +152,8 @@ class Watch:
         self.store.apply(changes, now=self.clock())
         if released:
             self.slurm.release(list(released))
-        return [f"released {job}: a node could not launch it, and Slurm held it" for job in released]
+        old = cancel_leftovers(self.slurm, snapshot, self.store.runs().values(), self.store.tokens())
+        return [*(f"released {job}: a node could not launch it, and Slurm held it" for job in released), *([old] if old else [])]
 
     def _blocked(self, record: RunRecord) -> str:
         """Why a run that had found its needs unfit would find them so again; empty when it may be tried."""

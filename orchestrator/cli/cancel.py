@@ -8,6 +8,7 @@ import click
 
 from orchestrator import apply, cluster, tick
 from orchestrator.cli.common import find_runs, open_desk, sweep_name
+from orchestrator.held import cancel_leftovers
 from orchestrator.lifecycle import ACTIVE, RunState
 from orchestrator.local_process import LOCAL_JOB
 
@@ -19,7 +20,9 @@ def command(root: Path, what: tuple[str, ...]) -> None:
     """Cancel the runs of sweeps, or single runs."""
     with open_desk(root) as desk, desk.root.lock():
         slurm = cluster.find_slurm()
-        tick.look(desk.root, desk.store, slurm)
+        seen = tick.look(desk.root, desk.store, slurm)
+        if slurm is not None and (line := cancel_leftovers(slurm, seen.snapshot, seen.records.values(), desk.store.tokens())):
+            click.echo(line)
         chosen = find_runs(desk.store, what)
         if any(one.state in ACTIVE and one.job and not one.job.startswith(LOCAL_JOB) for one in chosen.values()):
             slurm = cluster.require_slurm()  # a mark alone would leave the jobs running

@@ -11,7 +11,7 @@ from jobs.contract import manifest_problem
 from orchestrator import cluster, submission, tick, workspace
 from orchestrator.cli.common import find_runs, open_desk, sweep_name
 from orchestrator.cli.local_run import run_here
-from orchestrator.held import release_held
+from orchestrator.held import cancel_leftovers, release_held
 from orchestrator.lifecycle import ACTIVE, RESUMABLE, RunState
 from orchestrator.store.runs import Change
 
@@ -27,13 +27,15 @@ def command(root: Path, what: tuple[str, ...], local: bool, parallel: int | None
     with open_desk(root) as desk:
         with desk.root.lock():
             slurm = cluster.find_slurm() if local else cluster.require_slurm()
-            seen = tick.look(desk.root, desk.store, slurm)
+            seen = tick.look(desk.root, desk.store, slurm, always=not local)
             chosen = find_runs(desk.store, what)
             if slurm is not None:
                 for job in release_held(
                     slurm, seen.snapshot, dict.fromkeys(one.job for one in chosen.values() if one.state in ACTIVE)
                 ):
                     click.echo(f"released {job}: a node could not launch it, and Slurm held it")
+                if line := cancel_leftovers(slurm, seen.snapshot, seen.records.values(), desk.store.tokens()):
+                    click.echo(line)
             for name in {name for one in what if (name := sweep_name(desk.store, one)) is not None}:
                 desk.store.note(name, "resumed")
             again = [record for record in chosen.values() if record.state in RESUMABLE]

@@ -156,6 +156,10 @@ class Store:
             for row in rows
         ]
 
+    def tokens(self) -> set[str]:
+        """Of all submissions."""
+        return {row["token"] for row in self.connection.execute("SELECT token FROM submissions")}
+
     def tasks(self, token: str) -> list[str]:
         """Run ids of a submission in the order of its index table."""
         rows = self.connection.execute("SELECT run FROM tasks WHERE token = ? ORDER BY position", (token,))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import main as cli
+from orchestrator.slurm.states import LAUNCH_FAILED
 
 SBATCH = """#!{python}
 import json, os, pathlib, sys, time
@@ -88,6 +89,11 @@ class StubSlurm:
         """Every other command line so far."""
         path = self.state / "log"
         return path.read_text().splitlines() if path.exists() else []
+
+    def hold(self) -> None:
+        """What is queued is held, as after a failed launch."""
+        queue = self.state / "queue"
+        queue.write_text(queue.read_text().replace("Priority", LAUNCH_FAILED))
 
     def forget(self) -> None:
         """The queue is empty again."""

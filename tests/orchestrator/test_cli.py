@@ -340,6 +340,20 @@ def test_that_a_run_without_a_log_is_exit_2(orch: Command, stub_slurm: StubSlurm
     assert "no log yet" in orch("logs", next(iter(orch.runs())), expect=2).err
 
 
+def test_that_resume_clears_away_what_slurm_holds_of_runs_that_are_done(
+    orch: Command, stub_slurm: StubSlurm, count_sweep: Sweep
+) -> None:
+    orch("submit", count_sweep(seeds=[0]))
+    (run,) = orch.runs()
+    write_outcome(Root(orch.root).run_dir(run), Outcome(status=Status.DONE, attempt=1))
+    stub_slurm.hold()
+    assert "1 done" in orch("status").out
+    said = orch("resume").out
+    assert "cancelled 101_0: Slurm held what no run waits for any more" in said
+    assert "nothing to resume" in said
+    assert "scancel 101_[0]" in " ".join(stub_slurm.log)
+
+
 def test_that_resume_names_what_is_held(orch: Command, stub_slurm: StubSlurm, tmp_path: Path) -> None:
     path = tmp_path / "two.yaml"
     path.write_text(

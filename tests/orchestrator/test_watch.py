@@ -388,6 +388,22 @@ def test_that_what_slurm_holds_after_a_failed_launch_is_let_go_as_often_as_nodes
     assert world.state(run) == "queued"
 
 
+def test_that_a_held_job_whose_run_goes_on_in_another_is_cancelled(world: World) -> None:
+    """A controller that had forgotten a job brings it back once its run has another one."""
+    (run,) = world.plan(1)
+    watch = world.watch()
+    world.turn(watch)
+    old = world.job(run)
+    world.slurm.hold(old, reason=LAUNCH_FAILED)
+    world.store.apply([Change(run=run, state=RunState.LOST, job=old)], now=world.slurm.now)
+    world.store.apply([Change(run=run, state=RunState.PLANNED)], now=world.slurm.now)
+    assert any(line.startswith("queued array") for line in world.turn(watch).lines)
+    assert world.job(run) != old
+    assert f"cancelled {old}: Slurm held what no run waits for any more" in world.turn(watch).lines
+    assert world.slurm.tasks[old].state is SlurmState.CANCELLED
+    assert world.state(run) == "queued"
+
+
 # --- silence, death, company --------------------------------------------------------------------------------------------
 
 
