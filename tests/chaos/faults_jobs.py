@@ -93,8 +93,10 @@ def damage_checkpoint(scene: Scene) -> list[str] | None:
     run = victim(scene)
     if run is None:
         return None
-    saved = sorted(scene.run_dir(run).checkpoints.glob("step-*"))
-    if len(saved) < 2:
+    folder = scene.run_dir(run).checkpoints
+    saved = sorted(folder.glob("step-*"))
+    newest, _ = checkpoint.CheckpointStore(directory=folder, config_hash=run).newest()
+    if len(saved) < 2 or newest is None or newest.path != saved[-1]:  # damaged before: a second blow might mend it
         return None
     kill_all(scene, run)
     with suppress(OSError):
