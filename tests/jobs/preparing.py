@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import pytest
 
 from jobs.attempt import Run
 from jobs.contract import Attempt, RunDir, claim
@@ -52,6 +55,33 @@ def tree(path: Path) -> dict[str, str]:
     """Every file below a directory with its checksum."""
     files = (file for file in sorted(path.rglob("*")) if file.is_file())
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def below_output(store: Mapping[str, str]) -> dict[str, str]:
+    """`tree` of a folder with nothing but the output, from that of the output."""
+    return {f"output/{name}": checksum for name, checksum in store.items()}
+
+
+def interrupted(spec: PrepareSpec, folder: Path, stops: Sequence[int], forgotten: int) -> int:
+    """Prepare anew: up to each stop in turn, each time with the last `forgotten` records to do again, then to the end."""
+    shutil.rmtree(folder, ignore_errors=True)
+    done = 0
+    for stop_after in stops:
+        done = run(spec, folder, start=done, stop_after=stop_after)
+        done = done if (folder / "output").exists() else max(0, done - forgotten)
+    return run(spec, folder, start=done)
+
+
+def killed_in(victim: str, spec: PrepareSpec, folder: Path) -> None:
+    """Prepare up to the call of a function that `jobs.prepare` knows by this name."""
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"jobs.prepare.{victim}", die)
+        with pytest.raises(Killed):
+            run(spec, folder)
 
 
 def attempt(path: Path, *, config: PrepareSpec | None = None, flag: Flag | None = None, claimant: str = "one") -> Run:

@@ -20,7 +20,7 @@ from jobs.data.store import ImageStore
 from jobs.data_spec import MultiDSpritesSpec, RecordRange, SpriteGeneratorSpec
 from jobs.prepare import chunks, run_prepare
 from jobs.spec import PrepareSpec
-from tests.jobs.preparing import RANGES, SMALL, FlagAfter, Killed, attempt, generated, run, tree
+from tests.jobs.preparing import RANGES, SMALL, FlagAfter, Killed, attempt, below_output, generated, killed_in, run, tree
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -102,7 +102,7 @@ def test_that_interruptions_leave_no_trace(stops: list[int], forgotten: int, tmp
     for stop_after in stops:
         done = max(0, run(generated(), folder, start=done, stop_after=stop_after) - forgotten)
     assert run(generated(), folder, start=done) == TOTAL
-    assert tree(folder) == {f"output/{name}": checksum for name, checksum in untouched.items()}
+    assert tree(folder) == below_output(untouched)
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 5])
@@ -115,20 +115,12 @@ def test_that_a_file_is_resumed_by_skipping(stop_after: int, original: Path, tmp
 
 
 @pytest.mark.parametrize("victim", ["write_manifest", "os.rename", "fsync_directory"])
-def test_that_a_death_at_the_end_is_mended(
-    victim: str, tmp_path: Path, untouched: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(f"jobs.prepare.{victim}", die)
-        with pytest.raises(Killed):
-            run(generated(), tmp_path)
+def test_that_a_death_at_the_end_is_mended(victim: str, tmp_path: Path, untouched: dict[str, str]) -> None:
+    killed_in(victim, generated(), tmp_path)
     assert (tmp_path / "output").exists() == (victim == "fsync_directory")
     for start in (TOTAL, TOTAL, 0):
         assert run(generated(), tmp_path, start=start) == TOTAL
-        assert tree(tmp_path) == {f"output/{name}": checksum for name, checksum in untouched.items()}
+        assert tree(tmp_path) == below_output(untouched)
 
 
 def test_that_a_death_within_a_chunk_is_mended(
@@ -167,7 +159,7 @@ def test_that_a_superseded_attempt_still_writing_does_no_harm(meet_at: int, tmp_
             assert run(generated(), tmp_path) == TOTAL
 
     assert run(generated(), tmp_path, on_progress=newer) == TOTAL
-    assert tree(tmp_path) == {f"output/{name}": checksum for name, checksum in untouched.items()}
+    assert tree(tmp_path) == below_output(untouched)
 
 
 def test_that_lost_scratch_files_are_told_and_not_replaced_by_zeros(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from jobs.data.source import content_hash
 from jobs.data_spec import CocoGeneratorSpec, CocoSpec
 from jobs.prepare import run_prepare
 from jobs.spec import PrepareSpec, RuntimeSpec
-from tests.jobs.preparing import FlagAfter, Killed, attempt, generated, run, tree
+from tests.jobs.preparing import FlagAfter, attempt, below_output, generated, interrupted, killed_in, run, tree
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -72,7 +72,7 @@ def test_that_coco_progress_is_true_when_it_is_told(tmp_path: Path, untouched_co
         copy = tmp_path / f"copy{done}"
         shutil.copytree(tmp_path / "first" / "work", copy / "work")
         assert run(COCO_SPEC, copy, start=done) == COCO_TOTAL
-        assert tree(copy) == {f"output/{name}": checksum for name, checksum in untouched_coco.items()}
+        assert tree(copy) == below_output(untouched_coco)
 
     run(COCO_SPEC, tmp_path / "first", on_progress=restart)
 
@@ -84,30 +84,17 @@ def test_that_coco_interruptions_leave_no_trace(
 ) -> None:
     """Looks number 1 to 19 are between the images of the generator, then one per chunk."""
     folder = tmp_path / "run"
-    shutil.rmtree(folder, ignore_errors=True)
-    done = 0
-    for stop_after in stops:
-        done = run(COCO_SPEC, folder, start=done, stop_after=stop_after)
-        done = done if (folder / "output").exists() else max(0, done - forgotten)
-    assert run(COCO_SPEC, folder, start=done) == COCO_TOTAL
-    assert tree(folder) == {f"output/{name}": checksum for name, checksum in untouched_coco.items()}
+    assert interrupted(COCO_SPEC, folder, stops, forgotten) == COCO_TOTAL
+    assert tree(folder) == below_output(untouched_coco)
 
 
 @pytest.mark.parametrize("victim", ["write_manifest", "os.rename", "fsync_directory", "shutil.rmtree"])
-def test_that_a_death_at_the_end_of_coco_is_mended(
-    victim: str, tmp_path: Path, untouched_coco: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_: object, **__: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(f"jobs.prepare.{victim}", die)
-        with pytest.raises(Killed):
-            run(COCO_SPEC, tmp_path)
+def test_that_a_death_at_the_end_of_coco_is_mended(victim: str, tmp_path: Path, untouched_coco: dict[str, str]) -> None:
+    killed_in(victim, COCO_SPEC, tmp_path)
     assert (tmp_path / "output").exists() == (victim in ("fsync_directory", "shutil.rmtree"))
     for start in (COCO_TOTAL, 0):
         assert run(COCO_SPEC, tmp_path, start=start) == COCO_TOTAL
-        assert tree(tmp_path) == {f"output/{name}": checksum for name, checksum in untouched_coco.items()}
+        assert tree(tmp_path) == below_output(untouched_coco)
 
 
 @pytest.mark.parametrize("meet_at", [5, 12, 19])
@@ -119,7 +106,7 @@ def test_that_a_superseded_coco_attempt_does_no_harm(meet_at: int, tmp_path: Pat
             assert run(COCO_SPEC, tmp_path) == COCO_TOTAL
 
     assert run(COCO_SPEC, tmp_path, on_progress=newer) == COCO_TOTAL
-    assert tree(tmp_path) == {f"output/{name}": checksum for name, checksum in untouched_coco.items()}
+    assert tree(tmp_path) == below_output(untouched_coco)
 
 
 def test_that_a_finished_store_of_another_configuration_is_not_touched(tmp_path: Path) -> None:

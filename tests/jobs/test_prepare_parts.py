@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from jobs.data.toy_creatures import open_toy_creatures
 from jobs.data_spec_parts import CubSpec, PartDataSpec, ToyCreaturesSpec
 from jobs.prepare import run_prepare
 from jobs.spec import PrepareSpec
-from tests.jobs.preparing import FlagAfter, Killed, attempt, generated, run, tree
+from tests.jobs.preparing import FlagAfter, attempt, below_output, generated, interrupted, killed_in, run, tree
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -65,29 +64,16 @@ def test_that_interruptions_of_parts_leave_no_trace(
     stops: list[int], forgotten: int, tmp_path: Path, untouched_creatures: dict[str, str]
 ) -> None:
     folder = tmp_path / "run"
-    shutil.rmtree(folder, ignore_errors=True)
-    done = 0
-    for stop_after in stops:
-        done = run(with_parts(), folder, start=done, stop_after=stop_after)
-        done = done if (folder / "output").exists() else max(0, done - forgotten)
-    assert run(with_parts(), folder, start=done) == CREATURES_TOTAL
-    assert tree(folder) == {f"output/{name}": checksum for name, checksum in untouched_creatures.items()}
+    assert interrupted(with_parts(), folder, stops, forgotten) == CREATURES_TOTAL
+    assert tree(folder) == below_output(untouched_creatures)
 
 
 @pytest.mark.parametrize("victim", ["write_manifest", "os.rename", "fsync_directory", "shutil.rmtree"])
-def test_that_a_death_at_the_end_of_parts_is_mended(
-    victim: str, tmp_path: Path, untouched_creatures: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_: object, **__: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(f"jobs.prepare.{victim}", die)
-        with pytest.raises(Killed):
-            run(with_parts(), tmp_path)
+def test_that_a_death_at_the_end_of_parts_is_mended(victim: str, tmp_path: Path, untouched_creatures: dict[str, str]) -> None:
+    killed_in(victim, with_parts(), tmp_path)
     for start in (CREATURES_TOTAL, 0):
         assert run(with_parts(), tmp_path, start=start) == CREATURES_TOTAL
-        assert tree(tmp_path) == {f"output/{name}": checksum for name, checksum in untouched_creatures.items()}
+        assert tree(tmp_path) == below_output(untouched_creatures)
 
 
 def test_that_a_finished_store_of_other_parts_is_not_touched(tmp_path: Path) -> None:
