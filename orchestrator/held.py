@@ -10,6 +10,7 @@ from orchestrator.slurm.client import Slurm
 from orchestrator.slurm.parse import compact_ids
 from orchestrator.slurm.states import SlurmState, held_by_slurm
 from orchestrator.snapshot import Snapshot
+from orchestrator.store.runs import Store
 
 
 def held(snapshot: Snapshot, jobs: Collection[str]) -> list[str]:
@@ -38,9 +39,11 @@ def leftovers(snapshot: Snapshot, records: Iterable[RunRecord], tokens: Collecti
     return held(snapshot, [job for job in snapshot.queue or {} if job.partition("_")[0] in arrays and job not in awaited])
 
 
-def cancel_leftovers(slurm: Slurm, snapshot: Snapshot, records: Iterable[RunRecord], tokens: Collection[str]) -> str:
+def cancel_leftovers(slurm: Slurm, store: Store, snapshot: Snapshot) -> str:
     """Cancel them; a line that says so, empty when there are none. Raises ClusterError when the controller does not answer."""
-    found = leftovers(snapshot, records, tokens)
+    if not held(snapshot, snapshot.queue or {}):  # nearly always: then the store is not read
+        return ""
+    found = leftovers(snapshot, store.runs().values(), store.tokens())
     if not found:
         return ""
     slurm.cancel(found)

@@ -152,7 +152,7 @@ class Watch:
         self.store.apply(changes, now=self.clock())
         if released:
             self.slurm.release(list(released))
-        old = cancel_leftovers(self.slurm, snapshot, self.store.runs().values(), self.store.tokens())
+        old = cancel_leftovers(self.slurm, self.store, snapshot)
         return [*(f"released {job}: a node could not launch it, and Slurm held it" for job in released), *([old] if old else [])]
 
     def _blocked(self, record: RunRecord) -> str:

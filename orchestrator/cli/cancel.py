@@ -21,7 +21,7 @@ def command(root: Path, what: tuple[str, ...]) -> None:
     with open_desk(root) as desk, desk.root.lock():
         slurm = cluster.find_slurm()
         seen = tick.look(desk.root, desk.store, slurm)
-        if slurm is not None and (line := cancel_leftovers(slurm, seen.snapshot, seen.records.values(), desk.store.tokens())):
+        if slurm is not None and (line := cancel_leftovers(slurm, desk.store, seen.snapshot)):
             click.echo(line)
         chosen = find_runs(desk.store, what)
         if any(one.state in ACTIVE and one.job and not one.job.startswith(LOCAL_JOB) for one in chosen.values()):

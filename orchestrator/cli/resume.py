@@ -34,7 +34,7 @@ def command(root: Path, what: tuple[str, ...], local: bool, parallel: int | None
                     slurm, seen.snapshot, dict.fromkeys(one.job for one in chosen.values() if one.state in ACTIVE)
                 ):
                     click.echo(f"released {job}: a node could not launch it, and Slurm held it")
-                if line := cancel_leftovers(slurm, seen.snapshot, seen.records.values(), desk.store.tokens()):
+                if line := cancel_leftovers(slurm, desk.store, seen.snapshot):
                     click.echo(line)
             for name in {name for one in what if (name := sweep_name(desk.store, one)) is not None}:
                 desk.store.note(name, "resumed")

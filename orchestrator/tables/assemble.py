@@ -44,7 +44,8 @@ def assemble(record: SweepRecord, values: Values) -> TableModel:
     table = _table(record)
     rows = _rows(record, table)
     columns = (Heading(option="", label=""),) if table.columns is None else _headings(record, table.columns)
-    every = [_block(record, values, table, value, rows, columns) for value in (table.value, *table.more)]
+    there = _by_place(record, table, rows)
+    every = [_block(record, values, table, value, rows, columns, there) for value in (table.value, *table.more)]
     absent = [block.metric for block in every[1:] if _absent(block)]
     blocks = _said_once([every[0], *(block for block in every[1:] if block.metric not in absent)])
     paper = f"paper: {table.paper_source or 'no source given'}" if table.paper else ""
@@ -151,11 +152,12 @@ def _block(
     value: Value,
     rows: Sequence[_Row],
     columns: Sequence[Heading],
+    there: Mapping[tuple[str, ...], Sequence[CellEntry]],
 ) -> Block:
+    """`there`: as `_by_place`."""
     main = value is table.value
     grid: list[list[TableCell]] = []
     footnotes: list[str] = []
-    there = _by_place(record, table, rows)
     for row in rows:
         line: list[TableCell] = []
         for column in columns:

@@ -354,6 +354,16 @@ def test_that_resume_clears_away_what_slurm_holds_of_runs_that_are_done(
     assert "scancel 101_[0]" in " ".join(stub_slurm.log)
 
 
+def test_that_cancel_clears_away_what_slurm_holds_too(orch: Command, stub_slurm: StubSlurm, count_sweep: Sweep) -> None:
+    """A run that waits is cancelled with its own job; the held one of the run that is done goes too."""
+    orch("submit", count_sweep(seeds=[0, 1]))
+    done, waiting = orch.runs()
+    finish(orch, done)
+    stub_slurm.hold()
+    assert "cancelled 101_0: Slurm held what no run waits for any more" in orch("cancel", waiting).out
+    assert [line for line in stub_slurm.log if line.startswith("scancel")] == ["scancel 101_[0]", "scancel 101_[1]"]
+
+
 def test_that_resume_names_what_is_held(orch: Command, stub_slurm: StubSlurm, tmp_path: Path) -> None:
     path = tmp_path / "two.yaml"
     path.write_text(

@@ -10,6 +10,7 @@ from orchestrator.records import RunRecord
 from orchestrator.slurm.fake import FakeSlurm
 from orchestrator.slurm.states import LAUNCH_FAILED, SlurmState
 from orchestrator.snapshot import Snapshot, TaskSeen
+from orchestrator.store.runs import Change, Store
 
 
 def snapshot_of(slurm: FakeSlurm) -> Snapshot:
@@ -51,7 +52,7 @@ def test_that_the_reason_is_known_in_both_spellings(state: SlurmState, reason: s
     assert held(Snapshot(at=0.0, queue=None), ["1"]) == []
 
 
-def test_that_what_no_run_waits_for_is_cancelled() -> None:
+def test_that_what_no_run_waits_for_is_cancelled(store: Store) -> None:
     """Slurm lost sight of tasks 0 to 3, their runs went on in another array, and it brought them back and holds them."""
     slurm = FakeSlurm()
     old = slurm.submit(name="orch-a", count=7, user="me", partition="low")
@@ -67,9 +68,12 @@ def test_that_what_no_run_waits_for_is_cancelled() -> None:
         RunRecord(id="waits", kind="count", state=RunState.QUEUED, job=f"{old}_4"),
         RunRecord(id="lost", kind="count", state=RunState.LOST, job=f"{old}_5"),
     ]
-    line = cancel_leftovers(slurm, snapshot_of(slurm), records, {"a", "b"})
+    store.add(name="s", path="p", title="", definition="", comment="", partial=False, runs=records, cells=[])
+    store.apply([Change(run=one.id, state=one.state, job=one.job) for one in records], now=slurm.now)
+    store.intend("a", [], after={}, now=slurm.now)
+    line = cancel_leftovers(slurm, store, snapshot_of(slurm))
     assert line == f"cancelled {old}_[0-2]: Slurm held what no run waits for any more"
     left = {row.id for row in slurm.jobs("me").rows if row.state is SlurmState.PENDING}
     assert left == {f"{old}_3", f"{old}_4", f"{old}_5", f"{old}_6", f"{other}_0"}
-    assert cancel_leftovers(slurm, snapshot_of(slurm), records, {"a", "b"}) == ""
+    assert cancel_leftovers(slurm, store, snapshot_of(slurm)) == ""
     assert slurm.calls.count("cancel") == 1
